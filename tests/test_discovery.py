@@ -1,0 +1,184 @@
+"""Real distributions on the path: what is found, what is loaded, and what breaks alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import zoo
+from zoo import discovery
+from zoo.errors import PluginError, UnknownName
+
+Install = Callable[..., Path]
+
+GOOD = """
+import zoo
+
+@zoo.hookimpl
+def zoo_fusions():
+    return [zoo.FusionSpec(name="mix", build="zoo_acme:mix", kind="weights", summary="mixes")]
+"""
+
+
+def plugin(namespace: str) -> zoo.Plugin:
+    return next(p for p in zoo.plugins() if p.namespace == namespace)
+
+
+def test_a_plugin_is_found_and_its_names_are_in_its_namespace(install: Install) -> None:
+    install("acme", GOOD, version="2.3")
+    assert "acme/mix" in zoo.list_fusions()
+    assert zoo.info("acme/mix").name == "acme/mix"
+    found = plugin("acme")
+    assert (found.distribution, found.version) == ("fusion-zoo-acme", "2.3")
+    assert found.hooks == ("zoo_fusions",)
+    assert found.error is None
+
+
+def test_the_core_is_plugins_too() -> None:
+    assert plugin("zoo").hooks == (
+        "zoo_backbones", "zoo_datasets", "zoo_fusions", "zoo_transfers")
+    assert plugin("timm").hooks == ("zoo_catalog",)
+
+
+def test_a_look_up_imports_one_plugin_and_no_other(install: Install) -> None:
+    install("acme", GOOD)
+    install("other", GOOD.replace("zoo_acme", "zoo_other"))
+    zoo.info("acme/mix")
+    assert "zoo_acme" in sys.modules
+    assert "zoo_other" not in sys.modules
+
+
+def test_a_core_look_up_imports_no_third_party(install: Install) -> None:
+    install("acme", GOOD)
+    zoo.info("ties")
+    zoo.info("timm/resnet18")
+    assert "zoo_acme" not in sys.modules
+
+
+def test_a_listing_reads_cached_names_and_imports_on_a_miss_only(install: Install) -> None:
+    install("cached", GOOD.replace("zoo_acme", "zoo_cached"))
+    assert "cached/mix" in zoo.list_fusions()
+    del sys.modules["zoo_cached"]
+    discovery.reset()
+    assert "cached/mix" in zoo.list_fusions()
+    assert "zoo_cached" not in sys.modules
+
+
+def test_a_new_version_is_read_again(install: Install, tmp_path: Path) -> None:
+    module = install("fresh", GOOD.replace("zoo_acme", "zoo_fresh"), version="1.0")
+    assert zoo.list_fusions("fresh/*") == ["fresh/mix"]
+    (module.parent / "fusion_zoo_fresh-1.0.dist-info").rename(tmp_path / "gone")
+    del sys.modules["zoo_fresh"]
+    install("fresh", GOOD.replace("zoo_acme", "zoo_fresh").replace('"mix"', '"blend"'),
+            version="1.1")
+    assert zoo.list_fusions("fresh/*") == ["fresh/blend"]
+
+
+def test_an_editable_install_is_never_cached(install: Install) -> None:
+    install("dev", GOOD.replace("zoo_acme", "zoo_dev"), editable=True)
+    zoo.list_fusions("dev/*")
+    del sys.modules["zoo_dev"]
+    install("dev", GOOD.replace("zoo_acme", "zoo_dev").replace('"mix"', '"blend"'), editable=True)
+    assert zoo.list_fusions("dev/*") == ["dev/blend"]
+
+
+def test_one_distribution_seen_twice_counts_once(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("acme", GOOD)
+    second = tmp_path / "second"
+    second.mkdir()
+    monkeypatch.syspath_prepend(str(second))
+    install("acme", GOOD, folder=second)
+    assert plugin("acme").error is None
+
+
+@pytest.mark.parametrize(("source", "reason"), [
+    ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    ("raise SystemExit(3)", "SystemExit: 3"),
+    (GOOD.replace("zoo_fusions", "zoo_fusion"), "unknown hook 'zoo_fusion'"),
+    (GOOD.replace("zoo_fusions()", "zoo_fusions(config)"), "config"),
+    (GOOD.replace("@zoo.hookimpl", ""), "zoo_fusions() is not marked with @zoo.hookimpl"),
+    ("x = 1", "zoo_acme implements no hook; there are zoo_backbones"),
+    (GOOD.replace("return [", "return 3 # ["), "zoo_fusions() returned int, expected an iterable"),
+    (GOOD.replace("zoo.FusionSpec(", "dict("), "expected a FusionSpec"),
+    (GOOD.replace('"weights"', '"wieghts"'), "kind is 'wieghts', expected 'weights' or"),
+    (GOOD.replace('"zoo_acme:mix"', '"zoo_acme.mix"'), "build is 'zoo_acme.mix', expected"),
+    (GOOD.replace("return [", "return 2 * ["), "the name 'mix' is given twice"),
+    (GOOD.replace('name="mix"', 'name="other/mix"'), "is not in the namespace 'acme'"),
+    (GOOD.replace("return", "raise ValueError('boom')\n    return"), "ValueError: boom"),
+])
+def test_a_broken_plugin_loses_its_own_names_only(
+    install: Install, source: str, reason: str
+) -> None:
+    install("acme", source)
+    install("fine", GOOD.replace("zoo_acme", "zoo_fine"))
+    assert "fine/mix" in zoo.list_fusions()
+    assert not zoo.list_fusions("acme/*")
+    with pytest.raises(PluginError) as caught:
+        zoo.info("acme/mix")
+    assert reason in str(caught.value)
+    assert "fusion-zoo-acme 1.0" in str(caught.value)
+    assert reason in (plugin("acme").error or "")
+
+
+def test_strict_lets_the_plugins_own_exception_through(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("acme", "import no_such_module")
+    monkeypatch.setenv("ZOO_STRICT", "1")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        zoo.info("acme/mix")
+
+
+def test_two_distributions_of_one_namespace_are_both_named(install: Install) -> None:
+    install("acme", GOOD)
+    install("acme", GOOD, distribution="acme-fusions", version="4.0")
+    with pytest.raises(PluginError, match="two distributions claim it") as caught:
+        zoo.info("acme/mix")
+    assert "fusion-zoo-acme 1.0" in str(caught.value)
+    assert "acme-fusions 4.0" in str(caught.value)
+    assert "zoo/ties" in zoo.list_fusions()
+
+
+@pytest.mark.parametrize("namespace", ["keras", "torchvision"])
+def test_reserved_namespaces_belong_to_their_distribution(
+    install: Install, namespace: str
+) -> None:
+    install(namespace, GOOD.replace("zoo_acme", f"zoo_{namespace}"), distribution="squatter")
+    with pytest.raises(PluginError, match=f"reserved for fusion-zoo-{namespace}"):
+        zoo.info(f"{namespace}/mix")
+
+
+def test_nobody_takes_the_cores_namespaces(install: Install) -> None:
+    install("zoo", GOOD, distribution="squatter", module="zoo_acme")
+    assert plugin("zoo").distribution == "fusion-zoo"
+    with pytest.raises(UnknownName):
+        zoo.info("zoo/mix")
+
+
+def test_zoo_plugins_allows_by_name(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("acme", GOOD)
+    install("other", GOOD.replace("zoo_acme", "zoo_other"))
+    monkeypatch.setenv("ZOO_PLUGINS", "acme")
+    discovery.reset()
+    assert zoo.list_fusions("acme/*")
+    with pytest.raises(PluginError, match="ZOO_PLUGINS=acme does not allow it"):
+        zoo.info("other/mix")
+    monkeypatch.setenv("ZOO_PLUGINS", "")
+    discovery.reset()
+    assert not zoo.list_fusions("acme/*")
+    assert "zoo/ties" in zoo.list_fusions()
+
+
+def test_underscores_and_hyphens_are_one_namespace(install: Install) -> None:
+    install("my_acme", GOOD.replace("zoo_acme", "zoo_my_acme"))
+    assert zoo.info("my-acme/mix").name == zoo.info("my_acme/mix").name == "my-acme/mix"
+
+
+def test_a_namespace_that_is_none_is_named(install: Install) -> None:
+    install("Acme", GOOD, module="zoo_acme")
+    assert "is not a name" in (plugin("Acme").error or "")

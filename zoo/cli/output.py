@@ -1,0 +1,200 @@
+"""What the command line prints: Rich for people, JSON for programs. Results go to stdout, what is
+said beside them to stderr."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.specs import AnySpec, described
+
+if TYPE_CHECKING:
+    from zoo.discovery import Plugin
+    from zoo.evaluation import Evaluation
+    from zoo.model import Model
+    from zoo.options import Option
+    from zoo.pipeline import Run
+    from zoo.registry import Listed
+    from zoo.training import Transferred
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "Examples: " + " · ".join(f"`{command}`" for command in commands)
+
+
+def fail(message: str) -> None:
+    print(f"zoo: {message}", file=sys.stderr)
+
+
+def warn(message: str) -> None:
+    print(f"zoo: note: {message}", file=sys.stderr)
+
+
+def reference(text: str) -> str | Path:
+    """A member as it is typed: an existing folder is one, without a './' before it."""
+    return Path(text) if Path(text).is_dir() else text
+
+
+def model(
+    name: str, *, pretrained: bool, image_size: int | None, device: str, seed: int,
+    data: str | None = None,
+) -> Model:
+    """The model that a name, folder or address means; a registered one gets the data's classes."""
+    import zoo
+    from zoo.names import Name, is_path, parse
+
+    given = reference(name)
+    if is_path(given) or not isinstance(parse(given), Name):
+        return zoo.load(given, device=device)
+    classes = zoo.load_data(data, role="train").classes if data else None
+    return zoo.backbone(name, pretrained=pretrained, image_size=image_size, device=device,
+                        seed=seed, classes=classes)
+
+
+def without_catalogue(rows: Sequence[Listed]) -> list[Listed]:
+    """The rows without the thousands of timm's, which one asks for by pattern."""
+    few = [row for row in rows if not row.name.startswith("timm/")]
+    if len(few) < len(rows):
+        warn(f"and {len(rows) - len(few):,} of timm's: zoo ls 'timm/*'")
+    return few
+
+
+def listing(rows: Sequence[Listed], json: bool) -> None:
+    if json:
+        _json([{"name": row.name, "type": row.type, "kind": row.kind, "summary": row.summary}
+               for row in rows])
+        return
+    if not any(row.summary for row in rows):
+        print("\n".join(row.name for row in rows))
+        return
+    _table(("name", "type", "kind", "what it does"),
+           [(row.name, row.type, row.kind, row.summary) for row in rows])
+
+
+def spec(found: AnySpec, options: Sequence[Option], json: bool) -> None:
+    if json:
+        _json({**described(found), "options": [
+            {"name": o.name, "type": o.type, "default": o.default, "help": o.help}
+            for o in options]})
+        return
+    print(f"{found.name} ({found.kind_name})")
+    for name, value in described(found).items():
+        if name not in ("type", "name") and value not in ("", [], None, 0):
+            print(f"  {name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    if options:
+        print("  options:")
+    for option in options:
+        default = f" = {option.default}" if option.default else " (required)"
+        print(f"    {option.name}: {option.type}{default}  {option.help}")
+
+
+def saved(path: str, config: Mapping[str, Any], json: bool) -> None:
+    if json:
+        _json(config)
+        return
+    ours = config.get("zoo", {})
+    model_ = ours.get("model", {})
+    print(f"{path}: {config.get('architecture', 'a model')}"
+          + (f", fused by {model_['fusion']['strategy']}" if model_.get("fusion") else ""))
+    classes = model_.get("classes") or config.get("label_names") or []
+    few = f" ({', '.join(classes[:10])}{', …' if len(classes) > 10 else ''})" if classes else ""
+    print(f"  classes: {len(classes) or config.get('num_classes', '?')}{few}")
+    for member in model_.get("members", []):
+        print(f"  member: {member['name']}, {member['dim']} features, "
+              f"batch norm {member['norms']}")
+    for needed in ours.get("requires", []):
+        print(f"  requires: {needed['requirement']} (namespace {needed['namespace']})")
+    made = ours.get("made_with", {})
+    for source in made.get("sources", []):
+        print(f"  source: {source.get('name')}"
+              + "".join(f", {key} {source[key]}" for key in ("repository", "revision", "license")
+                        if source.get(key)))
+    for name, version in made.get("versions", {}).items():
+        print(f"  made with: {name} {version}")
+
+
+def plugins(found: Sequence[Plugin], json: bool) -> None:
+    if json:
+        _json([{"namespace": p.namespace, "distribution": p.distribution, "version": p.version,
+                "hooks": list(p.hooks), "error": p.error} for p in found])
+        return
+    _table(("namespace", "distribution", "version", "hooks", "error"),
+           [(p.namespace, p.distribution, p.version, ", ".join(p.hooks), p.error or "")
+            for p in found])
+
+
+def wrote(out: Path, made: Model) -> None:
+    millions = sum(p.numel() for p in made.parameters()) / 1e6
+    print(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
+
+
+def transferred(result: Transferred, out: Path, json: bool) -> None:
+    if json:
+        _json({"method": result.method, "history": result.history, "seconds": result.seconds,
+               "notes": result.notes, "out": str(out)})
+        return
+    for note in result.notes:
+        warn(note)
+    names = [name for name in ("loss", "val_accuracy", "val_nll") if name in result.history[-1]]
+    _table(("epoch", *names, "images/s"),
+           [(str(row["epoch"] + 1), *(f"{row[name]:.4f}" for name in names),
+             f"{row['images_per_second']:.0f}") for row in result.history])
+    wrote(out, result.model)
+
+
+def evaluation(measured: Evaluation, json: bool) -> None:
+    if json:
+        _json(measured.as_dict())
+        return
+    low, high = measured.interval
+    rows = [("accuracy", f"{measured.accuracy:.2%}  (95 %: {low:.2%} – {high:.2%}, "
+                         f"n = {measured.n:,})"),
+            ("top-5", "–" if measured.top5 is None else f"{measured.top5:.2%}"),
+            ("NLL", f"{measured.nll:.4f}"), ("ECE", f"{measured.ece:.4f}"),
+            ("parameters", f"{measured.parameters:,}")]
+    for name, attacked in measured.attacks.items():
+        rows.append((f"under {name}", f"{attacked['accuracy']:.2%}  {attacked['options']}"))
+        if attacked["zero_gradients"] > 0.01:
+            warn(f"{name}: {attacked['zero_gradients']:.0%} of the images have no gradient; what "
+                 "looks like robustness may be a masked gradient")
+    _table(("measure", "value"), rows)
+    wrong = Counter({name: 1 - (each["recall"] or 0) for name, each in measured.per_class.items()
+                     if each["n"]})
+    worst = [f"{name} {1 - share:.1%}" for name, share in wrong.most_common(5) if share > 0]
+    if worst:
+        print(f"least recalled classes: {', '.join(worst)}")
+
+
+def report(finished: Run, json: bool) -> None:
+    if json:
+        _json(finished.report)
+        return
+    from zoo.report.markdown import stage_rows, test_rows, verdict
+
+    _table(("", "model", "accuracy", "95 % interval", "NLL", "ECE", "parameters", "seconds"),
+           stage_rows(finished.report))
+    _table(("paired test", "only the first", "only the second", "p"), test_rows(finished.report))
+    print(verdict(finished.report))
+    print(f"report: {finished.out / 'report.md'}, {finished.out / 'report.json'}; "
+          f"fused model: {finished.out / finished.report['recipe']['save']}")
+
+
+def _json(value: Any) -> None:
+    print(json_module.dumps(value, indent=2))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    # Through a pipe nothing may be cut to a terminal's width.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)

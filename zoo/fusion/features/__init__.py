@@ -1,0 +1,1 @@
+"""Fusions of features: from the members' pooled features to one embedding, one paper a file."""

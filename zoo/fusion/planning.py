@@ -1,0 +1,135 @@
+"""Which strategy is legal for these members; if none, why not and what would work instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zoo.errors import FusionError, ShapeMismatch
+from zoo.specs import FusionSpec
+
+ANY_ARCHITECTURE = ("'concat' and 'gated' (features) or 'mean' and 'weighted' (outputs) fuse "
+                    "members of any architecture")
+ANY_CLASSES = "'concat' and 'gated' (features) learn a new classifier for members of any classes"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFacts:
+    """What planning looks at.
+
+    name: as the user spelled it. architecture: `timm/resnet18`. classes: its labels' names.
+    shapes: each tensor's key and shape. size: the (height, width) it takes, in pixels.
+    """
+
+    name: str
+    architecture: str
+    classes: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    size: tuple[int, int]
+
+
+def check(
+    spec: FusionSpec, members: Sequence[MemberFacts], *, has_base: bool, has_data: bool
+) -> None:
+    """Whether this strategy can fuse these members.
+
+    has_base: a base model is given. has_data: labelled held-out data are given. Raises
+    FusionError, which says why not and what would work instead, and ShapeMismatch naming the
+    first tensor that differs.
+    """
+    check_count(spec, len(members))
+    if "base" in spec.uses and not has_base:
+        raise FusionError(spec.name, "it works on what each member changed in a common base, "
+                          "and none is given",
+                          "Pass base=, the model that all members started from")
+    if spec.uses & {"data", "labels", "score"} and not has_data:
+        raise FusionError(spec.name, "it learns from held-out data, and none are given",
+                          "Pass data=, labelled and kept apart from training and test")
+    if spec.kind == "weights":
+        _check_architectures(spec.name, members)
+    if spec.kind in ("weights", "outputs"):
+        check_classes(spec.name, [member.name for member in members],
+                      [member.classes for member in members])
+    if spec.kind == "weights":
+        _check_tensors(spec.name, members)
+
+
+def check_count(spec: FusionSpec, given: int) -> None:
+    """Raises FusionError when the strategy takes more or fewer members than given."""
+    fewest, most = spec.members
+    if given < fewest or (most is not None and given > most):
+        wanted = f"at least {fewest}" if most is None else (
+            f"exactly {fewest}" if most == fewest else f"{fewest} to {most}")
+        many = "" if given < fewest else "; 'average', 'task_arithmetic' and 'ties' take many"
+        raise FusionError(spec.name, f"it takes {wanted}, and {given} are given",
+                          f"Give it {wanted}{many if spec.kind == 'weights' else ''}")
+
+
+def check_classes(
+    strategy: str, names: Sequence[str], classes: Sequence[Sequence[str]]
+) -> None:
+    """Raises FusionError naming the labels that only some members have; order is free."""
+    for name, labels in zip(names[1:], classes[1:], strict=True):
+        only = [sorted(set(one) - set(other)) for one, other in
+                ((classes[0], labels), (labels, classes[0]))]
+        if any(only):
+            differ = [f"only {owner} knows {_few([repr(label) for label in labels])}"
+                      for owner, labels in zip((names[0], name), only, strict=True) if labels]
+            raise FusionError(strategy, f"their labels differ: {'; '.join(differ)}", ANY_CLASSES)
+
+
+def check_shapes(
+    strategy: str,
+    names: Sequence[str],
+    shapes: Sequence[Mapping[str, tuple[int, ...]]],
+    instead: str = ANY_ARCHITECTURE,
+) -> None:
+    """Raises ShapeMismatch naming the first tensor that is not the same in all of these."""
+    for name, other in zip(names[1:], shapes[1:], strict=True):
+        differing = [key for key in {**shapes[0], **other} if shapes[0].get(key) != other.get(key)]
+        if differing:
+            key = differing[0]
+            problem = (f"is {_shape(shapes[0].get(key))} in {names[0]} "
+                       f"and {_shape(other.get(key))} in {name}")
+            if differing[1:]:
+                problem += f"; so do {_few([repr(key) for key in differing[1:]])} differ"
+            raise ShapeMismatch(strategy, key, problem, instead)
+
+
+def _check_architectures(strategy: str, members: Sequence[MemberFacts]) -> None:
+    first = members[0]
+    for member in members[1:]:
+        if member.architecture != first.architecture:
+            raise FusionError(
+                strategy, f"{first.name} is {first.architecture} and {member.name} is "
+                f"{member.architecture}, and weights fuse only within one architecture",
+                ANY_ARCHITECTURE)
+
+
+def _check_tensors(strategy: str, members: Sequence[MemberFacts]) -> None:
+    first = members[0]
+    for member in members[1:]:
+        instead = ANY_ARCHITECTURE
+        channels = [_in_chans(one.shapes) for one in (first, member)]
+        if channels[0] != channels[1]:
+            instead = (f"They take {channels[0]} and {channels[1]} input channels: build both "
+                       f"with the same in_chans. {instead}")
+        elif member.size != first.size:
+            instead = (f"They take images of {first.size[0]} × {first.size[1]} and "
+                       f"{member.size[0]} × {member.size[1]} pixels: build both with the same "
+                       f"image_size. {instead}")
+        check_shapes(strategy, [first.name, member.name], [first.shapes, member.shapes], instead)
+
+
+def _in_chans(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Input channels of the first convolution (out, in, h, w)."""
+    return next((shape[1] for shape in shapes.values() if len(shape) == 4), None)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _few(items: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -1,0 +1,1 @@
+"""Fusions of weights: pure functions on tensors, one paper a file."""

@@ -1,0 +1,379 @@
+"""What zoo builds, trains, fuses and saves: images on [0, 1] in, logits out.
+
+A `Model` is one or more `Member`s. A single network, or one made by fusing weights, is a model of
+one member; features or outputs of several members meet in a `fuser`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.backbones import Preprocessing
+from zoo.backbones.activations import swap_activations
+from zoo.backbones.semantics import classifier_parameters, classify, pooled_features
+from zoo.errors import DataError, FusionError
+
+# ITU-R 601, what PIL's "L" uses; the weights add up to one, so grey stays as it is.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """How a member's network is built: everything but its weights, as JSON values."""
+
+    backbone: str
+    num_classes: int
+    in_chans: int = 3
+    image_size: int | None = None
+    activation: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """How the members were fused: the strategy's full name, its kind and all its options."""
+
+    strategy: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.strategy
+
+
+class Member(nn.Module):
+    """One network inside a model, with its own resizing and normalisation.
+
+    net: timm's semantics, or a whole Model. name: what it was built from. classes: what its own
+    logits count. dim: D of its pooled features. splits: whether its logits are its classifier's
+    answer to its pooled features; a few networks have more in between.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        classes: Sequence[str],
+        dim: int,
+        splits: bool = True,
+        preprocessing: Preprocessing | None = None,
+        blueprint: Blueprint | None = None,
+        norms: str = "frozen",
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.classes = tuple(classes)
+        self.dim = dim
+        self.splits = splits
+        self.preprocessing = preprocessing
+        self.blueprint = blueprint
+        self.norms = norms
+        self.source = dict(source or {})
+        self.register_buffer("_follows", torch.empty(0), persistent=False)
+        self._follows: Tensor  # its dtype is the one that the network computes in
+        self.mean: Tensor
+        self.std: Tensor
+        self._set_statistics()
+
+    @property
+    def in_chans(self) -> int:
+        return self.blueprint.in_chans if self.blueprint else 3
+
+    @property
+    def size(self) -> int:
+        """The side of the square that this member looks at, in pixels."""
+        if isinstance(self.net, Model):
+            return self.net.image_size
+        assert self.preprocessing is not None
+        return self.preprocessing.size[0]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] on [0, 1] as the network wants them: its channels, its size,
+        its mean and standard deviation."""
+        x = _as_channels(images, self.in_chans).float()  # (B, C, H, W)
+        preprocessing = self.preprocessing
+        assert preprocessing is not None
+        if tuple(x.shape[-2:]) != preprocessing.size:
+            smooth = preprocessing.interpolation in ("bicubic", "bilinear")
+            x = functional.interpolate(
+                x, preprocessing.size, mode=preprocessing.interpolation, antialias=smooth,
+            ).clamp(0, 1)
+        x = (x - self.mean) / self.std
+        return x.to(self._follows.dtype)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features [B, D] of images [B, C, H, W] on [0, 1]."""
+        if isinstance(self.net, Model):
+            return self.net.embed(images)
+        return pooled_features(self.net, self.prepare(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [B, classes] of pooled features [B, D]."""
+        if isinstance(self.net, Model):
+            return self.net.classify(features)
+        return classify(self.net, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if isinstance(self.net, Model):
+            return self.net(images)  # type: ignore[no-any-return]
+        return self.net(self.prepare(images))  # type: ignore[no-any-return]
+
+    def drop_head(self) -> None:
+        """Take the classifier off: a fusion of features has its own, and this one would only be
+        carried along."""
+        assert self.blueprint is not None
+        self.net.reset_classifier(0)  # type: ignore[operator]
+        self.blueprint = replace(self.blueprint, num_classes=0)
+        self.classes = ()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the classifier alone."""
+        if isinstance(self.net, Model):
+            yield from self.net.head_parameters()
+        else:
+            yield from classifier_parameters(self.net)
+
+    def _set_statistics(self) -> None:
+        if self.preprocessing is None:
+            return
+        channels = self.preprocessing.for_channels(self.in_chans)
+        for name, values in (("mean", channels.mean), ("std", channels.std)):
+            tensor = torch.tensor(values, device=self._follows.device).view(1, -1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def follow(self) -> None:
+        """Compute in the dtype of the network's parameters, after these were put in place."""
+        own = next((p for p in self.net.parameters() if p.is_floating_point()), self._follows)
+        self._follows = torch.empty(0, device=own.device, dtype=own.dtype)
+        self._set_statistics()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Member:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._set_statistics()  # stays float32: normalisation must not lose bits to .bfloat16()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Member:
+        import copy
+
+        twin = Member(
+            copy.deepcopy(self.net, memo), name=self.name, classes=self.classes, dim=self.dim,
+            splits=self.splits, preprocessing=self.preprocessing, blueprint=self.blueprint,
+            norms=self.norms, source=copy.deepcopy(self.source, memo),
+        )
+        memo[id(self)] = twin
+        twin.train(self.training)
+        return twin.to(self._follows.device, self._follows.dtype)
+
+
+class Model(nn.Module):
+    """Images, float [B, 3, H, W] on [0, 1], in; logits [B, classes] out (a fusion of outputs
+    gives log-probabilities).
+
+    Each member resizes and normalises inside, so families mix, and a change of ε to the input is
+    a change of ε to the pixels.
+
+    members: an nn.ModuleList of Member. fusion: how they were fused, or None. classes: the names
+    that the logits count. recipe: where all of it comes from, as JSON values. image_size: what a
+    loader should hand in, the largest size a member asks for.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        classes: Sequence[str],
+        fusion: Fusion | None = None,
+        fuser: nn.Module | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.fusion = fusion
+        self.fuser = fuser
+        self.classes = tuple(classes)
+        self.recipe: dict[str, Any] = dict(recipe or {})
+        self.head: nn.Module | None = None
+        if fusion is not None and fusion.kind == "features":
+            assert fuser is not None
+            self.head = nn.Linear(self.dim, len(self.classes))
+        # Where each member has the model's classes: members may count them in another order.
+        self.columns = [_columns(member.classes, self.classes) if self.kind == "outputs" else None
+                        for member in members]
+
+    @property
+    def name(self) -> str:
+        """What it was built from, or the strategy that fused it."""
+        return str(self.fusion) if self.fusion else next(self.each_member()).name
+
+    @property
+    def kind(self) -> str:
+        """`"single"`, `"features"` or `"outputs"`; weights that were fused are a single network."""
+        return self.fusion.kind if self.fusion and self.fuser is not None else "single"
+
+    @property
+    def image_size(self) -> int:
+        return max(member.size for member in self.each_member())
+
+    @property
+    def dim(self) -> int:
+        """D of `embed`."""
+        if self.kind == "features":
+            return int(self.fuser.out_features)  # type: ignore[union-attr, arg-type]
+        return sum(member.dim for member in self.each_member())
+
+    @property
+    def splits(self) -> bool:
+        """Whether the logits are `classify` of the members' pooled features, so that features that
+        were computed once can stand for the images."""
+        return all(member.splits for member in self.each_member()) or self.kind == "features"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def each_member(self) -> Iterator[Member]:
+        """The members, typed."""
+        yield from self.members  # type: ignore[misc]
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Each member's pooled features [B, Dᵢ]: all that comes before what a fusion adds."""
+        _want_images(images)
+        return tuple(member.features(images) for member in self.each_member())
+
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """The embedding [B, D] of the members' features."""
+        if self.kind == "features":
+            return self.fuser(list(features))  # type: ignore[misc, no-any-return]
+        return features[0] if len(features) == 1 else torch.cat(list(features), dim=1)
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Logits [B, classes] of an embedding [B, D]."""
+        if self.kind == "features":
+            return self.head(embedding)  # type: ignore[misc, no-any-return]
+        members = list(self.each_member())
+        if self.kind == "single":
+            return members[0].classify(embedding)
+        parts = torch.split(embedding, [member.dim for member in members], dim=1)
+        logits = [member.classify(part) for member, part in zip(members, parts, strict=True)]
+        return self._decide(logits, parts)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Fused features [B, D] of images [B, 3, H, W] on [0, 1]; the members' own, side by side,
+        where their outputs are fused."""
+        return self.join(self.trunk(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.kind == "features" or (self.kind == "outputs" and self.splits):
+            return self.classify(self.embed(images))
+        _want_images(images)
+        logits = [member(images) for member in self.each_member()]
+        return logits[0] if self.kind == "single" else self._decide(logits, None)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """What comes after the members' pooled features."""
+        if self.kind == "features":
+            yield from self.fuser.parameters()  # type: ignore[union-attr]
+            yield from self.head.parameters()  # type: ignore[union-attr]
+        else:
+            for member in self.each_member():
+                yield from member.head_parameters()
+
+    def reset_classes(self, classes: Sequence[str]) -> None:
+        """Give the model a fresh, untrained head for these class names, on the model's device."""
+        like = next(self.parameters())
+        self.classes = tuple(classes)
+        if self.kind == "outputs":
+            raise FusionError(str(self.fusion), "the members of a fusion of outputs have heads of "
+                              f"their own, for {len(self.classes)} other classes",
+                              "Train each member for the new classes, then fuse again.")
+        if self.kind == "features":
+            self.head = nn.Linear(self.dim, len(self.classes)).to(like)
+            return
+        member = next(self.each_member())
+        member.classes = self.classes
+        if isinstance(member.net, Model):
+            member.net.reset_classes(classes)
+            return
+        member.net.reset_classifier(len(self.classes))  # type: ignore[operator]
+        member.net.to(like.device, like.dtype)
+        if member.blueprint:
+            member.blueprint = replace(member.blueprint, num_classes=len(self.classes))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that is needed to build this model again, but its weights."""
+        return {
+            "classes": list(self.classes),
+            "fusion": asdict(self.fusion) if self.fusion else None,
+            "members": [_describe(member) for member in self.each_member()],
+        }
+
+    def set_activation(self, name: str) -> None:
+        """Put this activation in place of every other in the members' networks.
+
+        Raises OptionError when there is none of that name, or nothing to replace.
+        """
+        for member in self.each_member():
+            if isinstance(member.net, Model):
+                member.net.set_activation(name)
+                continue
+            swap_activations(member.net, name)
+            if member.blueprint:
+                member.blueprint = replace(member.blueprint, activation=name)
+
+    def _decide(self, logits: Sequence[Tensor], features: Sequence[Tensor] | None) -> Tensor:
+        ordered = [part if columns is None else part[:, columns]
+                   for part, columns in zip(logits, self.columns, strict=True)]
+        return self.fuser(torch.stack(ordered), features)  # type: ignore[misc, no-any-return]
+
+
+def _describe(member: Member) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "name": member.name, "classes": list(member.classes), "dim": member.dim,
+        "splits": member.splits, "norms": member.norms, "source": member.source,
+    }
+    if isinstance(member.net, Model):
+        described["model"] = member.net.describe()
+    else:
+        assert member.blueprint is not None
+        assert member.preprocessing is not None
+        described["build"] = member.blueprint.as_dict()
+        described["preprocessing"] = member.preprocessing.as_dict()
+    return described
+
+
+def _columns(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
+    place = {name: index for index, name in enumerate(have)}
+    return None if tuple(have) == tuple(want) else [place[name] for name in want]
+
+
+def _want_images(images: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise DataError(
+            f"images are {images.dtype} {list(images.shape)}, expected float [B, C, H, W] "
+            "on [0, 1]; divide 8-bit images by 255 and do not normalise them"
+        )
+
+
+def _as_channels(images: Tensor, channels: int) -> Tensor:
+    """The same images with the wanted number of channels: grey ⇄ colour, nothing else."""
+    given = images.shape[1]
+    if given == channels:
+        return images
+    if given == 1 and channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    if given == 3 and channels == 1:
+        luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
+        return (images * luma.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    raise DataError(f"images have {given} channels, the model takes {channels}")

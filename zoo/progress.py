@@ -1,0 +1,150 @@
+"""Visible progress for long work, on stderr.
+
+Shown when stderr is a terminal; `ZOO_PROGRESS=1` always shows it and `ZOO_PROGRESS=0` never.
+Where it is shown and there is no terminal (the log of a CI run), each finished task is one line.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+
+# A terminal has room for one live display: the outermost task opens it, the others join it.
+_display: Progress | None = None
+
+
+class Advance(Protocol):
+    """Says that so many steps are done."""
+
+    def __call__(self, steps: int = 1, /) -> None: ...
+
+
+def track(
+    iterable: Iterable[T], description: str, total: int | None = None, unit: str = "it"
+) -> Iterable[T]:
+    """The same items, with their progress shown, its rate and the time that is left.
+
+    total: how many there are, when the iterable cannot say. unit: what one item is (`images`).
+    Hidden progress costs nothing: the iterable itself comes back.
+    """
+    if not _shown():
+        return iterable
+    return _tracked(iterable, description, total or operator.length_hint(iterable) or None, unit)
+
+
+def task(
+    description: str, total: int | None = None, unit: str = "it"
+) -> AbstractContextManager[Advance]:
+    """A piece of work whose steps are no iterable: `with task("merge", 60) as advance: advance()`.
+
+    total: how many steps there are, None when unknown. unit: what one step is (`tensors`).
+    """
+    if not _shown():
+        return nullcontext(_ignore)
+    return (_bar if _on_terminal() else _line)(description, total, unit)
+
+
+def say(text: str) -> None:
+    """One line about what begins now, where progress is shown."""
+    if not _shown():
+        return
+    if _display is not None:
+        _display.console.print(text, markup=False, highlight=False)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _tracked(
+    iterable: Iterable[T], description: str, total: int | None, unit: str
+) -> Iterator[T]:
+    with task(description, total, unit) as advance:
+        for item in iterable:
+            yield item
+            advance()
+
+
+def _shown() -> bool:
+    return {"0": False, "1": True}.get(os.environ.get("ZOO_PROGRESS", ""), _on_terminal())
+
+
+def _on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _ignore(steps: int = 1, /) -> None:
+    pass
+
+
+@contextmanager
+def _line(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    done = 0
+
+    def advance(steps: int = 1, /) -> None:
+        nonlocal done
+        done += steps
+
+    start = time.perf_counter()
+    yield advance
+    seconds = max(time.perf_counter() - start, 1e-9)
+    print(f"{description}: {done:,} {unit} in {seconds:.1f} s ({done / seconds:,.1f} {unit}/s)",
+          file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    global _display
+    outermost = _display is None
+    display = _display = _display or _new_display()
+    row = display.add_task(description, total=total, unit=unit)
+
+    def advance(steps: int = 1, /) -> None:
+        display.advance(row, steps)
+
+    try:
+        if outermost:
+            display.start()
+        yield advance
+    finally:
+        if outermost:
+            _display = None
+            display.stop()
+        else:
+            display.remove_task(row)
+
+
+def _new_display() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s")
+
+    return Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        RateColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True),
+        # rich would send print() to the display's own stream, stderr, out of a pipe's reach.
+        redirect_stdout=sys.stdout.isatty(),
+    )

@@ -1,0 +1,202 @@
+"""Frozen descriptions that plugins hand to the registry. Standard library only: a plugin that
+describes itself must not pay for torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol, runtime_checkable
+
+from zoo.errors import SpecError
+
+KINDS = ("weights", "features", "outputs")
+SCOPES = ("slice", "tensor", "model")
+TAKES = ("vectors", "tokens", "maps")
+FUSION_USES = frozenset({"base", "data", "labels", "module", "graph", "score"})
+TRANSFER_USES = frozenset({"unlabelled", "teachers"})
+
+_BUILD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_NAME = re.compile(r"([a-z][a-z0-9_-]*/)?[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every spec has.
+
+    name: the name inside the plugin's namespace (`gated`); the registry hands specs out with
+        the full one (`acme/gated`).
+    build: `"module:attribute"`, imported when the thing is used and not before.
+    summary: one line for listings. paper: where it comes from (`Yadav 2023, arXiv:2306.01708`).
+    license: SPDX identifier of the code, and for a backbone of its weights; "" when unknown.
+    aliases: older spellings; they still work and warn with the new one.
+    loads_since: the oldest version of your distribution that can load what this version saves.
+    """
+
+    kind_name: ClassVar[str] = "thing"
+
+    name: str
+    build: str
+    summary: str = ""
+    paper: str = ""
+    license: str = ""
+    aliases: tuple[str, ...] = ()
+    loads_since: str = ""
+
+    def __post_init__(self) -> None:
+        self._want(isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)),
+                   "name", "letters, digits and '._+-', like 'gated'")
+        self._want(isinstance(self.build, str) and bool(_BUILD.fullmatch(self.build)),
+                   "build", "'module:attribute', like 'zoo_acme.gated:build'")
+        self._freeze("aliases")
+        for alias in self.aliases:
+            self._want(bool(_NAME.fullmatch(alias)), "aliases", "a sequence of names")
+
+    def _want(self, right: bool, field: str, expected: str) -> None:
+        if not right:
+            given = getattr(self, field)
+            raise SpecError(f"{type(self).__name__}({self.name!r}): {field} is {given!r}, "
+                            f"expected {expected}")
+
+    def _freeze(self, field: str) -> None:
+        value = getattr(self, field)
+        self._want(isinstance(value, Iterable) and not isinstance(value, str), field, "a sequence")
+        object.__setattr__(self, field, tuple(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec(Spec):
+    """A network: `build(*, num_classes, pretrained, in_chans=3, …options) -> nn.Module`.
+
+    The module has timm's semantics (`num_features`, `forward_features(x)`,
+    `forward_head(z, pre_logits=False)`, `reset_classifier(n)`, `get_classifier()`) and
+    `preprocessing`, a `zoo.backbones.Preprocessing` (or a mapping with its fields). A builder
+    that can change the input size has an `image_size` option. Weights that cannot be reached
+    are an error, never silently random.
+
+    input_size: (channels, height, width) of the pretrained weights. feature_dim: D of the pooled
+    features, 0 when unknown. weights: where the pretrained weights come from, "" when there are
+    none.
+    """
+
+    kind_name: ClassVar[str] = "backbone"
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    feature_dim: int = 0
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._freeze("input_size")
+        self._want(len(self.input_size) == 3 and all(n > 0 for n in self.input_size),
+                   "input_size", "(channels, height, width)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSpec(Spec):
+    """A way of making one model of several.
+
+    kind: `"weights"`, `"features"` or `"outputs"`. members: fewest and most (None: no limit).
+    uses: what the core passes as keywords, of base, data, labels, module, graph, score.
+    symmetric: the order of the members does not matter. idempotent: fusing k copies of a model
+    gives it back. scope (weights): what one call sees, `"slice"`, `"tensor"` or `"model"`; a
+    mapping `{option: {value: scope}}` where it depends on an option. measure (weights):
+    `"module:attribute"` of the optional first pass. takes (features): `"vectors"` [B, D],
+    `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
+    """
+
+    kind_name: ClassVar[str] = "fusion"
+
+    kind: str
+    members: tuple[int, int | None] = (2, None)
+    uses: frozenset[str] = frozenset()
+    symmetric: bool = False
+    idempotent: bool = False
+    scope: str | Mapping[str, Mapping[str, str]] = "tensor"
+    measure: str = ""
+    takes: str = "vectors"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._want(self.kind in KINDS, "kind", " or ".join(map(repr, KINDS)))
+        self._freeze("members")
+        fewest, most = (*self.members, None, None)[:2]
+        self._want(len(self.members) == 2 and isinstance(fewest, int) and fewest >= 1
+                   and (most is None or most >= fewest), "members", "(fewest, most or None)")
+        object.__setattr__(self, "uses", frozenset(self.uses))
+        self._want(self.uses <= FUSION_USES, "uses", f"a subset of {sorted(FUSION_USES)}")
+        scopes = [self.scope] if isinstance(self.scope, str) else [
+            scope for values in self.scope.values() for scope in values.values()]
+        self._want(all(scope in SCOPES for scope in scopes), "scope", " or ".join(SCOPES))
+        self._want(not self.measure or bool(_BUILD.fullmatch(self.measure)),
+                   "measure", "'module:attribute' or ''")
+        self._want(self.takes in TAKES, "takes", " or ".join(map(repr, TAKES)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSpec(Spec):
+    """A way of training a model: `build(model, *, criterion, …options)` gives an
+    `zoo.transfers.objective.Objective`, or a sequence of `Phase` for methods in several parts.
+
+    family: `"traditional"`, `"adversarial-transfer"`, `"adversarial-training"` or
+    `"distillation"`. uses: what the core passes as keywords, of unlabelled (target images are
+    part of every batch) and teachers (a list of frozen models).
+    """
+
+    kind_name: ClassVar[str] = "transfer"
+
+    family: str = "traditional"
+    uses: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "uses", frozenset(self.uses))
+        self._want(self.uses <= TRANSFER_USES, "uses", f"a subset of {sorted(TRANSFER_USES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A data set: `build(*, split, …options) -> torch.utils.data.Dataset`.
+
+    Items are (image, label): a PIL image, or a uint8 [C, H, W] tensor on 0…255, or a float one
+    on [0, 1]; and an int. The data set has `classes`, the names that the labels count.
+    splits: what `split` may be; the first is trained on, the last is the test set.
+    """
+
+    kind_name: ClassVar[str] = "dataset"
+
+    splits: tuple[str, ...] = ("train", "test")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._freeze("splits")
+        self._want(bool(self.splits), "splits", "at least one name")
+
+
+AnySpec = BackboneSpec | FusionSpec | TransferSpec | DatasetSpec
+
+
+@runtime_checkable
+class Catalog(Protocol):
+    """A namespace too large to list in one go; names are local (`resnet18`), without namespace."""
+
+    def find(self, name: str) -> AnySpec | None:
+        """The spec of exactly this name, or None."""
+
+    def search(self, pattern: str) -> Iterable[str]:
+        """All names that match a shell-style pattern (`resnet*`)."""
+
+
+def described(spec: AnySpec) -> dict[str, object]:
+    """The spec as plain JSON values."""
+    plain: dict[str, object] = {"type": spec.kind_name}
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, frozenset):
+            value = sorted(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, Mapping):
+            value = {option: dict(scopes) for option, scopes in value.items()}
+        plain[field.name] = value
+    return plain

@@ -1,0 +1,163 @@
+"""Write tensors: header first, every byte once, hashed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.errors import DiskFull, FormatError, OptionError
+from zoo.tensors.atomic import atomic_file
+from zoo.tensors.header import DTYPE_NAMES, MAX_HEADER_BYTES, TensorInfo, encode_header
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+) -> dict[str, str]:
+    """Write a safetensors file, or shards and their index; the same input gives the same bytes.
+
+    Each file appears whole or not at all; `atomic_folder` does that for several. Tensors that
+    are the same memory are stored once, and the metadata says which name stands for which, as
+    Hugging Face's libraries do. Large items come first, then names in order.
+
+    tensors: any device, contiguous or not. path: ends in `.safetensors`; shards are called
+    `NAME-00001-of-00002.safetensors` and the index `NAME.safetensors.index.json`.
+    metadata: text to store; `{"format": "pt"}` is always there. max_shard_bytes: at least 1; a
+    tensor that is larger has a shard of its own.
+    Returns {file name: sha256 in hexadecimal digits}.
+    Raises FormatError for what safetensors cannot hold, OSError (ENOSPC) when the disk is too
+    full, before anything is written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise FormatError(path, "the name of a safetensors file ends in '.safetensors'")
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise OptionError("save_tensors", f"max_shard_bytes is {max_shard_bytes}, expected 1…")
+    text = {**(metadata or {}), "format": "pt"}
+    _check(path, tensors, text)
+    aliases = _aliases(tensors, text)
+    kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
+    total = sum(tensor.nbytes for tensor in kept.values())
+    _check_space(path, total)
+    shards = _split(kept, max_shard_bytes)
+    if len(shards) == 1:
+        return {path.name: _write(path, shards[0], text | aliases)}
+
+    named = {
+        f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}": shard
+        for number, shard in enumerate(shards, 1)
+    }
+    hashes = {
+        name: _write(path.with_name(name), shard, {"format": "pt"}) for name, shard in named.items()
+    }
+    index = {
+        "metadata": {**text, **aliases, "total_size": total},
+        "weight_map": {key: name for name, shard in named.items() for key in shard},
+    }
+    encoded = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+    index_path = path.with_name(path.name + ".index.json")
+    with atomic_file(index_path) as file:
+        file.write(encoded)
+    return hashes | {index_path.name: hashlib.sha256(encoded).hexdigest()}
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    for key, tensor in tensors.items():
+        if not isinstance(key, str) or key == "__metadata__" or not _is_text(key):
+            raise FormatError(path, f"a tensor is named {key!r}, expected other text")
+        if not isinstance(tensor, Tensor):
+            raise FormatError(path, f"{key!r} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.is_meta:
+            raise FormatError(path, f"tensor {key!r} is on the meta device and has no values")
+        if tensor.layout != torch.strided:
+            raise FormatError(path, f"tensor {key!r} is {tensor.layout}; call .to_dense() on it")
+        if tensor.dtype not in DTYPE_NAMES:
+            raise FormatError(path, f"safetensors has no {tensor.dtype}, the dtype of {key!r}")
+    for key, value in metadata.items():
+        if not _is_text(key) or not _is_text(value):
+            raise FormatError(path, f"metadata {key!r} is {value!r}; both must be text")
+        if value in tensors and key != "format":
+            raise FormatError(
+                path, f"metadata {key!r} is {value!r}, a tensor's name, and would read as a tie"
+            )
+
+
+def _is_text(value: object) -> bool:
+    """Whether UTF-8 can hold it: half a surrogate pair is a str and no text."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+
+
+def _aliases(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Names whose tensor is the same memory, read the same way, as that of an earlier name."""
+    aliases: dict[str, str] = {}
+    first: dict[object, str] = {}
+    for key in sorted(tensors):
+        t = tensors[key]
+        memory = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride(), t.is_conj(), t.is_neg())
+        kept = first.setdefault(memory, key) if t.nbytes else key
+        if kept != key and key not in metadata:
+            aliases[key] = kept
+    return aliases
+
+
+def _check_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DiskFull(path, needed, free)
+
+
+def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
+    """The tensors in the order in which they are stored, cut where a shard would grow too large."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key in sorted(tensors, key=lambda key: (-tensors[key].itemsize, key)):
+        if max_bytes is not None and shards[-1] and size + tensors[key].nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensors[key]
+        size += tensors[key].nbytes
+    return shards
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    infos: dict[str, TensorInfo] = {}
+    stop = 0
+    for key, tensor in tensors.items():
+        start, stop = stop, stop + tensor.nbytes
+        infos[key] = TensorInfo(tensor.dtype, tuple(tensor.shape), start, stop)
+    header = encode_header(infos, metadata)
+    if len(header) > MAX_HEADER_BYTES:
+        raise FormatError(
+            path,
+            f"names, shapes and metadata take {len(header):,} bytes, "
+            f"more than {MAX_HEADER_BYTES:,}",
+        )
+    digest = hashlib.sha256(header)
+    # The hash runs beside the write and the sync.
+    with ThreadPoolExecutor(1) as hasher, atomic_file(path) as file:
+        file.write(header)
+        for tensor in tensors.values():
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            data = plain.view(-1).view(torch.uint8).numpy().data
+            hashed = hasher.submit(digest.update, data)
+            file.write(data)
+            if plain.data_ptr() != tensor.data_ptr():
+                hashed.result()  # so that copies do not pile up
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Transfer methods, one file each; `zoo.transfers.objective` is what they are made of."""

@@ -1,0 +1,54 @@
+"""Train the whole network, with the features of teachers as hints where there are any.
+
+The hint: Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.model import Model
+from zoo.transfers.objective import Batch, Criterion, Norms, Objective
+
+
+def finetune(
+    model: Model,
+    *,
+    criterion: Criterion,
+    teachers: Sequence[Model] = (),
+    norms: Norms = "auto",
+    hint: float = 1.0,
+) -> Objective:
+    """Train every parameter.
+
+    Options:
+        norms: batch norm in the members: train it, keep it frozen, or (auto) frozen if pretrained
+        hint: weight of the distance to the teachers' features, when teachers are given
+    """
+    if not teachers:
+        return Objective(model, criterion, norms=norms)
+    return Hinted(model, criterion, [teacher.dim for teacher in teachers], norms=norms, hint=hint)
+
+
+class Hinted(Objective):
+    """A linear regressor per teacher predicts its features from the student's; the mean squared
+    error of standardised features joins the loss. The regressors are left behind afterwards."""
+
+    def __init__(
+        self, model: Model, criterion: Criterion, teacher_dims: Sequence[int], *, norms: Norms,
+        hint: float,
+    ) -> None:
+        super().__init__(model, criterion, norms=norms)
+        self.hint = hint
+        self.regressors = nn.ModuleList(nn.Linear(model.dim, dim) for dim in teacher_dims)
+
+    def loss(self, batch: Batch) -> Tensor:
+        embedding = self.embedding(batch)  # (B, D)
+        loss = self.criterion(self.model.classify(embedding), batch.labels)
+        for regressor, taught in zip(self.regressors, batch.taught, strict=True):
+            wanted = functional.layer_norm(taught.embedding, taught.embedding.shape[1:])
+            loss = loss + self.hint * functional.mse_loss(regressor(embedding), wanted)
+        return loss

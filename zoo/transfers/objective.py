@@ -1,0 +1,126 @@
+"""What a transfer method hands to the training loop: modules to train and the loss of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from zoo.model import Model
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+Norms = Literal["auto", "train", "frozen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What one teacher says of a batch: its embedding [B, D] and logits [B, classes]."""
+
+    embedding: Tensor
+    logits: Tensor
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step's data, on the model's device.
+
+    labels: [B], the model's own class numbers. images: [B, C, H, W] on [0, 1], None when the trunk
+    is frozen and its `features` (one [B, Dᵢ] per member) are given instead. unlabelled: target
+    images, for methods that use them. taught: one entry per teacher. progress: the share of the
+    whole training that is done, in [0, 1).
+    """
+
+    labels: Tensor
+    images: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
+    unlabelled: Tensor | None = None
+    taught: tuple[Taught, ...] = ()
+    progress: float = 0.0
+
+
+class Objective(nn.Module):
+    """The plain objective: the criterion on the model's logits. Methods override `loss`.
+
+    The loop trains every parameter that requires a gradient, the model's and those of modules
+    that a subclass brings, and calls the objective itself, so that it can be wrapped for
+    distributed training.
+
+    trunk: whether the members' networks train, or only what comes after their pooled features;
+    a frozen trunk is run once over the data, not in every epoch. norms: what batch norm does while
+    the trunk trains: `"frozen"` keeps the statistics, `"auto"` keeps those of pretrained members.
+    """
+
+    needs_images = False
+
+    def __init__(
+        self, model: Model, criterion: Criterion, *, trunk: bool = True, norms: Norms = "auto"
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.trunk = trunk
+        self.norms = norms
+
+    def choose_trained(self) -> None:
+        """Mark the model's parameters that train in this phase; called before it begins."""
+        self.model.requires_grad_(self.trunk)
+        for parameter in self.model.head_parameters():
+            parameter.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.criterion(self.logits(batch), batch.labels)
+
+    def embedding(self, batch: Batch) -> Tensor:
+        """The model's embedding [B, D], from the features if the trunk is frozen."""
+        if batch.features is not None:
+            return self.model.join(batch.features)
+        assert batch.images is not None
+        return self.model.embed(batch.images)
+
+    def logits(self, batch: Batch) -> Tensor:
+        if batch.features is not None:
+            return self.model.classify(self.model.join(batch.features))
+        assert batch.images is not None
+        return self.model(batch.images)  # type: ignore[no-any-return]
+
+    def check(self, batch: Batch) -> str | None:
+        """Called after each epoch with its last batch: a reason to stop and to take that epoch
+        back, or None."""
+        return None
+
+    def train(self, mode: bool = True) -> Objective:
+        super().train(mode)
+        if not mode:
+            return self
+        for member in self.model.each_member():
+            if not self.trunk:
+                member.eval()
+            elif self.frozen_norms(member):
+                for module in member.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def frozen_norms(self, member: nn.Module) -> bool:
+        """Whether a member's batch norm keeps its statistics: with few labels, training it can
+        collapse a pretrained network."""
+        if self.norms == "auto":
+            return bool(getattr(member, "source", None))
+        return self.norms == "frozen"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a method that trains in several: its share of the epochs, and what it
+    multiplies the learning rate by."""
+
+    objective: Objective
+    share: float = 1.0
+    lr_scale: float = 1.0
