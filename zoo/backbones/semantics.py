@@ -18,7 +18,10 @@ def pooled_features(net: nn.Module, x: Tensor) -> Tensor:
 
 def classify(net: nn.Module, features: Tensor) -> Tensor:
     """The classifier's logits [B, classes] of pooled features [B, D]."""
-    return cast(Tensor, cast(Any, net).get_classifier()(features))
+    head = cast(Any, net).get_classifier()
+    if isinstance(head, nn.Conv2d):  # 1 × 1, in timm's ResNetV2, DPN and DLA
+        features = features[:, :, None, None]  # (B, D, 1, 1)
+    return cast(Tensor, head(features)).flatten(1)
 
 
 def same_answer(net: nn.Module, features: Tensor, logits: object) -> bool:

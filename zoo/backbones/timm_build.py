@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from timm.models import PretrainedCfg
 from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
 from zoo.errors import OptionError, WeightsError
-
-# Below this the feature map of a family is empty before its last pooling.
-_SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v2": 75, "xception": 64,
-             "nasnet": 64, "pnasnet": 64}
+from zoo.tensors import sha256_file
 
 
 def build(
@@ -23,54 +22,142 @@ def build(
     pretrained: bool,
     in_chans: int = 3,
     image_size: int | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
 ) -> nn.Module:
-    """A timm network.
+    """A timm network, with its `preprocessing`, its `label_names` and the `source` of its weights.
 
     name: timm's (`resnet18.a1_in1k`). num_classes: of a fresh head; None keeps the pretrained one.
-    Raises WeightsError when the weights cannot be had, OptionError for a size it cannot take.
+    in_chans: other than 3, the first layer's weights are repeated or summed, as timm does.
+    image_size: side of the square it looks at, by default the tag's own.
+    Raises WeightsError when the weights cannot be had, or not for these channels or this size;
+    OptionError for a size or an option that the network cannot take.
 
     Options:
-        drop_rate: dropout before the classifier, in [0, 1)
-        drop_path_rate: stochastic depth, in [0, 1); networks without it refuse it
+        drop_rate: dropout before the classifier, in [0, 1); null is the architecture's own
+        drop_path_rate: stochastic depth, in [0, 1); null is the architecture's own
     """
-    arguments: dict[str, Any] = {"in_chans": in_chans, "drop_rate": drop_rate}
-    if num_classes is not None:
-        arguments["num_classes"] = num_classes
-    if drop_path_rate:
-        arguments["drop_path_rate"] = drop_path_rate
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if image_size is not None:
-        _want_size(name, image_size)
-        if config is not None and config.fixed_input_size:
-            arguments["img_size"] = image_size
-    if pretrained and (config is None or not config.has_weights):
-        raise WeightsError(_no_weights(name))
-    try:
-        net = timm.create_model(name, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        raise OptionError(f"timm/{name}", str(error)) from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise WeightsError(
-            f"the weights of timm/{name} cannot be had from {config.hf_hub_id or config.url} "
-            f"({type(error).__name__}: {_first_line(error)}); check the network, download them "
-            "while online, or pass pretrained=False for random weights") from error
-    preprocessing = Preprocessing.from_timm(net.pretrained_cfg)
-    net.preprocessing = preprocessing.at(image_size) if image_size else preprocessing
-    net.label_names = _label_names(net)
+    _want_numbers(name, image_size, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
+    overlay, source = _fetch(name, config) if pretrained else ({}, {})
+    net = _create(
+        name, pretrained, image_size,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        img_size=image_size if config.fixed_input_size else None,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+        pretrained_cfg_overlay=overlay,
+    )
+    if not hasattr(net, "reset_classifier"):
+        raise OptionError(f"timm/{name}", "it is an encoder that cannot classify; choose another")
     if pretrained:
-        net.source = _source(net.pretrained_cfg)
+        _want_adapted_stem(name, net, in_chans)
+    net.pretrained_cfg.pop("file", None)  # a path on this machine is nobody else's business
+    native = Preprocessing.from_timm(net.pretrained_cfg).for_channels(in_chans)
+    if image_size is not None and native.size != (image_size, image_size):
+        _want_size(name, net, in_chans, image_size, min(native.size))
+    net.preprocessing = native if image_size is None else native.at(image_size)
+    net.label_names = _label_names(net)
+    net.source = source
     return net  # type: ignore[no-any-return]
 
 
-def _want_size(name: str, image_size: int) -> None:
-    for family, least in _SMALLEST.items():
-        if name.removeprefix("tf_").startswith(family) and image_size < least:
-            raise OptionError(f"timm/{name}", f"image_size is {image_size}; its pooling needs "
-                              f"{least} pixels or more")
+def _want_numbers(name: str, image_size: int | None, **rates: float | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise OptionError(f"timm/{name}", f"image_size is {image_size}, expected pixels")
+    for option, rate in rates.items():
+        if rate is not None and not 0 <= rate < 1:
+            raise OptionError(f"timm/{name}", f"{option} is {rate}, expected a share in [0, 1)")
+
+
+def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, str]]:
+    """What timm needs to know to load the weights from here, and where they come from."""
+    if not config.has_weights:
+        raise WeightsError(_no_weights(name))
+    licence = {"license": config.license} if config.license else {}
+    if not config.hf_hub_id:
+        return {}, {"url": str(config.url), **licence}  # timm downloads it, weights_only=True
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = config.hf_hub_id.partition("@")
+    filename = config.hf_hub_filename or "model.safetensors"
+    try:
+        # Without a network this fails at once; timm's own download tries for 45 seconds.
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[filename])
+    except Exception as error:
+        raise _unreachable(name, f"hf-hub:{repository}", error) from error
+    file = Path(folder, filename)
+    source = {"repository": repository, "revision": file.parent.name, **licence}
+    if not file.is_file():
+        return {}, source  # only a pickle is published: timm reads it with weights_only=True
+    return ({"file": str(file), "custom_load": False}, {**source, "sha256": sha256_file(file)})
+
+
+def _create(
+    name: str, pretrained: bool, image_size: int | None, **arguments: Any
+) -> Any:
+    """timm.create_model, which leaves out arguments that are None, with errors that say why."""
+    owner = f"timm/{name}"
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        for option in ("drop_path_rate", "drop_rate"):
+            if arguments[option] is not None and f"'{option}'" in str(error):
+                raise OptionError(owner, f"this architecture has no {option}") from error
+        raise
+    except OSError as error:
+        raise _unreachable(name, "its URL", error) from error
+    except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
+        if pretrained and isinstance(error, RuntimeError):
+            raise WeightsError(
+                f"the weights of {owner} do not fit the network you ask for (in_chans="
+                f"{arguments['in_chans']}, image_size={image_size}): {_first_line(error)}; ask "
+                "for its own channels and size, or pass pretrained=False") from error
+        if image_size is not None:
+            raise OptionError(owner, f"image_size is {image_size}, which it cannot take: "
+                              f"{_first_line(error)}") from error
+        raise
+
+
+def _want_adapted_stem(name: str, net: Any, in_chans: int) -> None:
+    """timm leaves a first layer that it cannot adapt at random and says so in its log only."""
+    stems = net.pretrained_cfg["first_conv"]
+    for stem in [stems] if isinstance(stems, str) else stems or ():
+        weight = net.get_submodule(stem).weight
+        adapted = weight.ndim == 4 and (in_chans == 1 or weight.shape[1] == in_chans)
+        if in_chans != 3 and not adapted:
+            raise WeightsError(f"the weights of timm/{name} are for 3 channels and {stem!r} cannot "
+                               f"be adapted to {in_chans}; pass in_chans=3 or pretrained=False")
+
+
+def _want_size(name: str, net: nn.Module, in_chans: int, asked: int, native: int) -> None:
+    """Try one blank image; when it fails, look for the smallest size that works."""
+    problem = _failure(net, in_chans, asked)
+    if not problem:
+        return
+    fails, works = asked, native
+    while works - fails > 1:
+        middle = (fails + works) // 2
+        if _failure(net, in_chans, middle):
+            fails = middle
+        else:
+            works = middle
+    raise OptionError(f"timm/{name}", f"image_size is {asked}, which it cannot take ({problem}); "
+                      f"give it {works} pixels{' or more' if works < native else ''}")
+
+
+@torch.no_grad()
+def _failure(net: nn.Module, in_chans: int, side: int) -> str:
+    """What goes wrong with a blank square image; "" when nothing does."""
+    training = net.training
+    try:
+        net.eval()(torch.zeros(1, in_chans, side, side))
+    except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+        return _first_line(error)
+    finally:
+        net.train(training)
+    return ""
 
 
 def _no_weights(name: str) -> str:
@@ -89,29 +176,12 @@ def _label_names(net: Any) -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
-def _source(config: dict[str, Any]) -> dict[str, str]:
-    """Where the weights came from: repository, commit, sha256, licence, as far as can be told."""
-    source = {"repository": config.get("hf_hub_id") or config.get("url") or "",
-              "license": config.get("license") or ""}
-    file = _cached_file(source["repository"], config.get("hf_hub_filename"))
-    if file is not None:
-        source["revision"] = file.parent.name
-        if len(file.resolve().name) == 64:  # the Hub's cache names large files by their sha256
-            source["sha256"] = file.resolve().name
-    return {key: value for key, value in source.items() if value}
-
-
-def _cached_file(repository: str, filename: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    if "://" in repository or not repository:
-        return None
-    for name in (filename, "model.safetensors"):
-        found = try_to_load_from_cache(repository, name) if name else None
-        if isinstance(found, str):
-            return Path(found)
-    return None
+def _unreachable(name: str, where: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"the weights of timm/{name} cannot be had from {where} ({type(error).__name__}: "
+        f"{_first_line(error)}); check the network, fetch them once while online (they are "
+        "cached), or pass pretrained=False for random weights")
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,22 +5,31 @@ timm itself is asked once per version, in a process of its own, and its answer i
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.cache import cache_folder, read_json, write_json
 from zoo.errors import PluginError
 from zoo.hookspecs import hookimpl
+from zoo.registry import natural
 from zoo.specs import BackboneSpec, Catalog
 
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
 _BUILD = "zoo.backbones.timm_build:build"
-_FORMAT = 1
+_FORMAT = 2
+_SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause",
+         "cc-by-4.0": "CC-BY-4.0", "cc-by-nc-4.0": "CC-BY-NC-4.0", "unknown": ""}
 
 
 @hookimpl
@@ -31,42 +40,50 @@ def zoo_catalog() -> Catalog:
 class TimmCatalog:
     """`find` and `search` by timm's own names: `resnet18`, `resnet18.a1_in1k`."""
 
+    def find(self, name: str) -> BackboneSpec | None:
+        """The spec of an architecture or of one of its tags, under its full name: an architecture
+        alone means its default tag, and a deprecated name the one that took its place."""
+        full = self._full_name(name)
+        entry = self._answer["models"].get(full)
+        if entry is None:
+            return None
+        older = (old for old, new in self._answer["deprecated"].items()
+                 if self._full_name(new) == full)
+        return BackboneSpec(name=full, build=_BUILD, aliases=tuple(older), **entry)
+
+    def search(self, pattern: str) -> list[str]:
+        """Architectures and tagged names, in natural order; an architecture's pattern also means
+        every tag of it."""
+        names = self._answer["names"]
+        found = set(fnmatch.filter(names, pattern))
+        if "." not in pattern:
+            found.update(fnmatch.filter(names, f"{pattern}.*"))
+        return [name for name in names if name in found]
+
+    def _full_name(self, name: str) -> str:
+        architecture, _, tag = name.partition(".")
+        if architecture in self._answer["deprecated"]:
+            architecture, _, default = self._answer["deprecated"][architecture].partition(".")
+            name = ".".join(filter(None, (architecture, tag or default)))
+        return str(self._answer["defaults"].get(name, name))
+
     @cached_property
-    def _entries(self) -> Mapping[str, Any]:
-        version = metadata.version("timm")
-        file = cache_folder() / f"timm-{version}.json"
+    def _answer(self) -> Mapping[str, Any]:
+        file = cache_folder() / f"timm-{metadata.version('timm')}.json"
         cached = read_json(file)
         if cached is None or cached.get("format") != _FORMAT:
             cached = _ask_timm()
             write_json(file, cached)
         return cached
 
-    def find(self, name: str) -> BackboneSpec | None:
-        """The spec of an architecture or of one of its tags; an architecture alone means its
-        default tag, and a deprecated name the one that took its place."""
-        name = self._entries["deprecated"].get(name, name)
-        name = self._entries["defaults"].get(name, name)
-        config = self._entries["models"].get(name)
-        if config is None:
-            return None
-        return BackboneSpec(
-            name=name, build=_BUILD, input_size=tuple(config["input_size"]),
-            license=config["license"], paper=config["paper"], weights=config["weights"],
-            summary=config["summary"],
-        )
-
-    def search(self, pattern: str) -> list[str]:
-        """Architectures and tagged names. A pattern without a tag also means every tag."""
-        patterns = [pattern] if "." in pattern else [pattern, f"{pattern}.*"]
-        names = dict.fromkeys([*self._entries["defaults"], *self._entries["models"]])
-        return [name for each in patterns for name in fnmatch.filter(names, each)
-                if each == pattern or not fnmatch.fnmatchcase(name, pattern)]
-
 
 def _ask_timm() -> dict[str, Any]:
     """timm's own catalogue, read in another process: importing timm takes seconds."""
-    asked = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True,
-                           check=False)
+    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+    asked = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-m", "zoo.backbones.timm_catalog"],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, encoding="utf-8",
+        check=False)
     if asked.returncode:
         reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise PluginError("timm", "timm", f"it cannot list its models: {reason}")
@@ -75,32 +92,46 @@ def _ask_timm() -> dict[str, Any]:
 
 
 def _catalogue() -> dict[str, Any]:
+    """`models`: full name → fields of its spec; `defaults`: architecture → full name; `names`:
+    both in natural order; `deprecated`: old name → new one."""
     import timm
-    from timm.models import get_deprecated_models
+    from timm.models import get_arch_pretrained_cfgs, get_deprecated_models
 
-    models = {}
+    models: dict[str, Any] = {}
     defaults = {}
     for architecture in timm.list_models():
-        config = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
-        if config is not None and config.tag:
-            defaults[architecture] = f"{architecture}.{config.tag}"
-    for name in timm.list_models(include_tags=True):
-        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        if config is None:
-            models[name] = {"input_size": (3, 224, 224), "license": "", "paper": "", "weights": "",
-                            "summary": ""}
+        default = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+        if default is None:
+            models[architecture] = {}
             continue
-        weights = f"hf-hub:{config.hf_hub_id}" if config.hf_hub_id else (config.url or "")
-        models[name] = {
-            "input_size": config.input_size, "license": config.license or "",
-            "paper": ", ".join(config.paper_name or ()) if isinstance(
-                config.paper_name, (list, tuple)) else config.paper_name or "",
-            "weights": weights if config.has_weights else "",
-            "summary": (config.description or "") if config.has_weights else "",
-        }
+        for name, config in get_arch_pretrained_cfgs(architecture).items():
+            models[name] = _entry(config)
+        if default.tag:
+            defaults[architecture] = f"{architecture}.{default.tag}"
     deprecated = {old: new for old, new in get_deprecated_models().items() if new}
-    return {"format": _FORMAT, "models": models, "defaults": defaults, "deprecated": deprecated}
+    return {"format": _FORMAT, "models": models, "defaults": defaults, "deprecated": deprecated,
+            "names": sorted({*models, *defaults}, key=natural)}
+
+
+def _entry(config: PretrainedCfg) -> dict[str, Any]:
+    """The fields of the spec of one pretrained tag."""
+    _, height, width = config.input_size
+    classes = f"{config.num_classes:,} classes" if config.num_classes else "no classifier"
+    statistics = "; ".join(f"{name} {' '.join(f'{value:g}' for value in values)}"
+                           for name, values in (("mean", config.mean), ("std", config.std)))
+    papers = config.paper_ids or ()
+    cited = [config.paper_name, *([papers] if isinstance(papers, str) else papers)]
+    license_ = config.license or ""
+    return {
+        "input_size": config.input_size,
+        "summary": f"{classes}, {height} × {width} pixels, {config.interpolation}; {statistics}",
+        "license": _SPDX.get(license_, license_),
+        "paper": ", ".join(filter(None, cited)) or config.origin_url or "",
+        "weights": f"hf-hub:{config.hf_hub_id}" if config.hf_hub_id else config.url or "",
+    }
 
 
 if __name__ == "__main__":
-    json.dump(_catalogue(), sys.stdout)
+    with contextlib.redirect_stdout(sys.stderr):  # what imports print must not reach the answer
+        catalogue = _catalogue()
+    json.dump(catalogue, sys.stdout)
