@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,12 @@ from zoo import discovery
 from zoo.errors import PluginError, UnknownName
 
 Install = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_names_of_other_tests(own_cache: Path) -> None:
+    shutil.rmtree(own_cache / "names", ignore_errors=True)
+
 
 GOOD = """
 import zoo
@@ -99,7 +106,12 @@ def test_one_distribution_seen_twice_counts_once(
 @pytest.mark.parametrize(("source", "reason"), [
     ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     ("raise SystemExit(3)", "SystemExit: 3"),
-    (GOOD.replace("zoo_fusions", "zoo_fusion"), "unknown hook 'zoo_fusion'"),
+    ("import zoo_acme_part", "No module named 'zoo_acme_part'"),
+    ("def broken(:", "SyntaxError: invalid syntax"),
+    (GOOD.replace("zoo_fusions", "zoo_fusion"),
+     "unknown hook 'zoo_fusion'; did you mean 'zoo_fusions'?"),
+    (GOOD.replace("zoo_fusions", "zoo_xyz"), "unknown hook 'zoo_xyz'; there are zoo_backbones"),
+    (GOOD.replace("return [", "x = ["), "zoo_fusions() returned NoneType, expected an iterable"),
     (GOOD.replace("zoo_fusions()", "zoo_fusions(config)"), "config"),
     (GOOD.replace("@zoo.hookimpl", ""), "zoo_fusions() is not marked with @zoo.hookimpl"),
     ("x = 1", "zoo_acme implements no hook; there are zoo_backbones"),
@@ -109,6 +121,10 @@ def test_one_distribution_seen_twice_counts_once(
     (GOOD.replace('"zoo_acme:mix"', '"zoo_acme.mix"'), "build is 'zoo_acme.mix', expected"),
     (GOOD.replace("return [", "return 2 * ["), "the name 'mix' is given twice"),
     (GOOD.replace('name="mix"', 'name="other/mix"'), "is not in the namespace 'acme'"),
+    (GOOD.replace('kind=', 'aliases=["other/old"], kind='), "is not in the namespace 'acme'"),
+    (GOOD.replace('kind=', 'aliases=["mix"], kind='), "the name 'mix' is given twice"),
+    (GOOD.replace("zoo_fusions", "zoo_catalog"),
+     "zoo_catalog() returned list, expected an object with find(name) and search(pattern)"),
     (GOOD.replace("return", "raise ValueError('boom')\n    return"), "ValueError: boom"),
 ])
 def test_a_broken_plugin_loses_its_own_names_only(
@@ -121,7 +137,8 @@ def test_a_broken_plugin_loses_its_own_names_only(
     with pytest.raises(PluginError) as caught:
         zoo.info("acme/mix")
     assert reason in str(caught.value)
-    assert "fusion-zoo-acme 1.0" in str(caught.value)
+    assert "(from fusion-zoo-acme 1.0)" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert reason in (plugin("acme").error or "")
 
 
@@ -144,20 +161,27 @@ def test_two_distributions_of_one_namespace_are_both_named(install: Install) -> 
     assert "zoo/ties" in zoo.list_fusions()
 
 
-@pytest.mark.parametrize("namespace", ["keras", "torchvision"])
-def test_reserved_namespaces_belong_to_their_distribution(
-    install: Install, namespace: str
-) -> None:
-    install(namespace, GOOD.replace("zoo_acme", f"zoo_{namespace}"), distribution="squatter")
-    with pytest.raises(PluginError, match=f"reserved for fusion-zoo-{namespace}"):
-        zoo.info(f"{namespace}/mix")
+def test_a_reserved_namespace_belongs_to_its_distribution(install: Install) -> None:
+    install("keras", GOOD.replace("zoo_acme", "zoo_squatter"), distribution="squatter",
+            module="zoo_squatter")
+    with pytest.raises(PluginError, match="reserved for fusion-zoo-keras"):
+        zoo.info("keras/mix")
+    install("keras", GOOD.replace("zoo_acme", "zoo_keras"))
+    assert zoo.info("keras/mix").build == "zoo_keras:mix"
+    refused = [found for found in zoo.plugins() if found.distribution == "squatter"]
+    assert [found.error for found in refused] == ["the namespace is reserved for fusion-zoo-keras"]
 
 
 def test_nobody_takes_the_cores_namespaces(install: Install) -> None:
     install("zoo", GOOD, distribution="squatter", module="zoo_acme")
     assert plugin("zoo").distribution == "fusion-zoo"
+    assert "zoo/ties" in zoo.list_fusions("zoo/*")
     with pytest.raises(UnknownName):
         zoo.info("zoo/mix")
+    refused = zoo.plugins()[-1]
+    assert (refused.distribution, refused.namespace) == ("squatter", "zoo")
+    assert refused.error == "the namespace is reserved for fusion-zoo"
+    assert "zoo_acme" not in sys.modules
 
 
 def test_zoo_plugins_allows_by_name(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,3 +206,70 @@ def test_underscores_and_hyphens_are_one_namespace(install: Install) -> None:
 def test_a_namespace_that_is_none_is_named(install: Install) -> None:
     install("Acme", GOOD, module="zoo_acme")
     assert "is not a name" in (plugin("Acme").error or "")
+
+
+def test_names_may_carry_their_namespace(install: Install) -> None:
+    install("acme", GOOD.replace('name="mix"', 'name="acme/mix", aliases=["acme/blend"]'))
+    assert zoo.info("acme/mix").name == "acme/mix"
+    with pytest.warns(DeprecationWarning, match="acme/blend is now called acme/mix"):
+        assert zoo.info("acme/blend").name == "acme/mix"
+
+
+def test_a_hook_of_a_newer_version_may_be_optional(install: Install) -> None:
+    install("acme", GOOD + """
+@zoo.hookimpl(optionalhook=True)
+def zoo_of_tomorrow():
+    return []
+""")
+    assert plugin("acme").error is None
+    assert plugin("acme").hooks == ("zoo_fusions",)
+
+
+def test_a_failure_is_reported_the_same_every_time(install: Install) -> None:
+    install("acme", "raise ValueError('boom')")
+    for _ in range(2):
+        with pytest.raises(PluginError, match="ValueError: boom") as caught:
+            zoo.info("acme/mix")
+    assert len(caught.traceback) < 10
+    assert list(discovery.discovery().failed) == ["acme"]
+
+
+def test_an_entry_point_may_name_an_object(install: Install) -> None:
+    file = install("acme", GOOD + "\nclass Hooks:\n    zoo_fusions = staticmethod(zoo_fusions)\n")
+    entries = file.parent / "fusion_zoo_acme-1.0.dist-info" / "entry_points.txt"
+    entries.write_text("[zoo.plugins]\nacme = zoo_acme:Hooks\n")
+    discovery.reset()
+    assert zoo.info("acme/mix").name == "acme/mix"
+
+
+@pytest.mark.parametrize(("text", "namespace", "reason"), [
+    ("acme", "fusion-zoo-acme", "its entry_points.txt cannot be read: TypeError"),
+    ("acme = zoo_acme\nac_me = zoo_acme\nac-me = zoo_acme", "ac-me",
+     "fusion-zoo-acme 1.0 claims it 2 times"),
+])
+def test_a_malformed_entry_point_breaks_alone(
+    install: Install, text: str, namespace: str, reason: str
+) -> None:
+    file = install("acme", GOOD)
+    entries = file.parent / "fusion_zoo_acme-1.0.dist-info" / "entry_points.txt"
+    entries.write_text(f"[zoo.plugins]\n{text}\n")
+    discovery.reset()
+    assert "zoo/ties" in zoo.list_fusions()
+    assert reason in (plugin(namespace).error or "")
+
+
+def test_three_claims_are_all_named(install: Install) -> None:
+    for distribution in ("one", "two", "three"):
+        install("acme", GOOD, distribution=distribution)
+    error = plugin("acme").error or ""
+    assert error.startswith("3 distributions claim it, ")
+    assert all(f"{name} 1.0" in error for name in ("one", "two", "three"))
+    assert error.endswith("; uninstall all but one")
+
+
+def test_the_views_are_read_only() -> None:
+    found = discovery.discovery()
+    for view in (found.found, found.core, found.failed, found.load("zoo").specs):
+        with pytest.raises(TypeError):
+            view["acme"] = None  # type: ignore[index]
+    assert isinstance(zoo.plugins(), tuple)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import BadName
-from zoo.names import Address, Name, canonical_namespace, is_path, parse, suggest
+from zoo.names import Address, Name, canonical_namespace, is_path, natural, parse, suggest
 
 
 @pytest.mark.parametrize(("given", "expected"), [
@@ -68,3 +68,13 @@ def test_paths_are_told_by_their_spelling_alone() -> None:
 def test_suggestions_forgive_case_and_separators() -> None:
     assert suggest("WISEFT", ["wise_ft", "ties"]) == ["wise_ft"]
     assert suggest("xyzzy", ["wise_ft", "ties"]) == []
+
+
+def test_numbers_count_in_the_natural_order() -> None:
+    names = ["resnet18", "resnet9", "ResNet10", "10", "9", "²", "a²", "x", "b2c10", "b2c9"]
+    assert sorted(names, key=natural) == [
+        "9", "10", "a²", "b2c9", "b2c10", "resnet9", "ResNet10", "resnet18", "x", "²"]
+
+
+def test_the_natural_order_does_not_depend_on_the_input() -> None:
+    assert sorted(["a", "A"], key=natural) == sorted(["A", "a"], key=natural)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from zoo.progress import task, track
+from zoo.progress import say, task, track
 
 
 class Terminal(io.StringIO):
@@ -52,18 +52,37 @@ def test_hidden_on_a_terminal_when_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     assert stderr.getvalue() == ""
 
 
-def test_a_log_gets_one_line_per_finished_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_gets_one_line_per_finished_outer_task(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = log(monkeypatch)
     for _ in track(range(2), "epochs"):
         assert list(track(iter("abc"), "training", unit="batches")) == ["a", "b", "c"]
     with task("merging") as advance:
         advance(1000)
         advance()
-    inner, again, outer, merged = stderr.getvalue().splitlines()
-    assert re.fullmatch(r"training: 3 batches in \d+\.\d s \([\d,.]+ batches/s\)", inner)
-    assert again.startswith("training: 3 batches")
-    assert outer.startswith("epochs: 2 it in")
+    epochs, merged = stderr.getvalue().splitlines()
+    assert re.fullmatch(r"epochs: 2 it in \d+\.\d s \([\d,.]+ it/s\)", epochs)
     assert merged.startswith("merging: 1,001 it in")
+
+
+def test_a_log_that_was_silent_for_long_gets_a_line_for_an_inner_task(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = log(monkeypatch)
+    clock = iter([0.0, 1.0, 8.0, 9.0, 11.0, 11.0, 12.0, 13.0, 40.0, 40.0])
+    monkeypatch.setattr("zoo.progress.time.perf_counter", lambda: next(clock))
+    for _ in track(range(1), "stage"):
+        for epoch in ("one", "two", "three"):
+            assert list(track(range(7), epoch, unit="images")) == list(range(7))
+    two, stage = stderr.getvalue().splitlines()
+    assert two == "two: 7 images in 2.0 s (3.5 images/s)"
+    assert stage == "stage: 1 it in 40.0 s (0.025 it/s)"
+
+
+def test_what_is_said_inside_a_task_is_a_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = log(monkeypatch)
+    with task("stages"):
+        say("source: linear_probe")
+    assert stderr.getvalue().splitlines()[0] == "source: linear_probe"
 
 
 def test_a_log_gets_no_line_for_a_task_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +90,9 @@ def test_a_log_gets_no_line_for_a_task_that_failed(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyError), task("merging"):
         raise KeyError
     assert stderr.getvalue() == ""
+    with task("next", 1) as advance:
+        advance()
+    assert stderr.getvalue().startswith("next: 1 it in")
 
 
 def test_a_terminal_shows_count_and_nested_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

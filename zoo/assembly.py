@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.backbones.activations import swap_activations
-from zoo.backbones.semantics import classifier_keys
-from zoo.building import build_net, member_of
-from zoo.datasets import ImageData, load_data, loader, to_unit
+from zoo.building import build_net, member_of, seeded
 from zoo.device import resolve_device, resolve_dtype
 from zoo.errors import BadName, FusionError, OptionError, UnknownName
-from zoo.evaluation import predict
-from zoo.fusion.heads import align_base, align_heads
-from zoo.fusion.merging import merge_states
-from zoo.fusion.norms import norm_keys, reestimate
-from zoo.fusion.planning import MemberFacts, check
+from zoo.fusion.planning import MemberFacts, check, check_count
 from zoo.fusion.weighting import Weight
-from zoo.measures import measure
-from zoo.model import Blueprint, Fusion, Member, Model
+from zoo.model import Blueprint, Model
 from zoo.names import Address, Name, is_path, parse
+from zoo.one_network import Norms, fuse_weights, settle_norms, want_single
 from zoo.options import checked
-from zoo.registry import find, load
+from zoo.registry import find
+from zoo.side_by_side import fit_outputs, put_side_by_side
 from zoo.specs import BackboneSpec, FusionSpec
-from zoo.store import digest
 from zoo.store import load as load_model
-
-Norms = Literal["auto", "pooled", "reestimated"]
+from zoo.store import network
+from zoo.tensors.digest import digest
 
 
 def backbone(
@@ -50,7 +44,7 @@ def backbone(
     seed: int | None = None,
     **options: Any,
 ) -> Model:
-    """Build one network as a Model.
+    """Build one network as a Model, in evaluation mode.
 
     name: registered (`timm/resnet18`, `lite/efficientnet_lite0`, `mnist_cnn`), an address
         (`hf-hub:org/name@rev`, `local-dir:path`) or a path; the last three always have weights.
@@ -64,27 +58,21 @@ def backbone(
     Raises UnknownName with the nearest spellings, WeightsError, OptionError, DeviceError.
     """
     where = resolve_device(device)
-    if classes is not None:
-        if num_classes not in (None, len(classes)):
-            raise OptionError(str(name), f"num_classes is {num_classes} and there are "
-                              f"{len(classes)} class names; give one of the two")
-        num_classes = len(classes)
+    names = _asked_classes(str(name), num_classes, classes)
     reference = _reference(name)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed):
         if isinstance(reference, Name):
-            model = _registered(str(name), num_classes, classes, pretrained, in_chans, image_size,
-                                activation, options)
+            model = _registered(str(name), num_classes if names is None else len(names), classes,
+                                pretrained, in_chans, image_size, activation, options)
         else:
             model = load_model(reference, device="cpu")
-            _want_none(reference, in_chans=in_chans - 3, image_size=image_size, **options)
+            _want_none(name, in_chans=None if in_chans == 3 else in_chans, image_size=image_size,
+                       **options)
             if activation:
                 model.set_activation(activation)
-            names = tuple(classes or map(str, range(num_classes or 0))) or model.classes
-            if names != model.classes:
+            if names is not None and names != model.classes:
                 model.reset_classes(names)
-    return model.to(where, resolve_dtype(dtype) if dtype is not None else None)
+    return model.eval().to(where, resolve_dtype(dtype) if dtype is not None else None)
 
 
 def fuse(
@@ -104,7 +92,7 @@ def fuse(
     seed: int = 0,
     **options: Any,
 ) -> Model:
-    """Make one model of several. The members are copied and never changed.
+    """Make one model of several, in evaluation mode. The members are copied and never changed.
 
     members: models, names (with pretrained weights, unless pretrained=False), paths or addresses.
     strategy: by name; `zoo.list_fusions()` lists them. A fusion of weights gives one network of
@@ -112,39 +100,89 @@ def fuse(
         (by default the members' common ones), to be trained by `zoo.transfer`; of outputs, one
         that averages answers, fitted on `data` where the strategy learns.
     base: the model that the members started from, for strategies that work on differences.
-    data: labelled images that nothing was trained on and no test will use.
+    data: labelled images that nothing was trained on and no test will use, for strategies that
+        learn and for `norms`; others leave it alone.
     weight: for a fusion of weights: a number per member, or `{pattern: number(s)}` over tensors.
     norms: running statistics of batch norm after a fusion of weights: `"pooled"` over the members,
         `"reestimated"` on data, or whichever is better on a held-out part of the data (auto).
-    device: by default that of the first member that is a model. options: the strategy's own.
+    image_size: of the members that are names. device: by default that of the first member that is
+        a model. seed: of all random numbers, apart from torch's own generator. options: the
+        strategy's own.
 
     Raises FusionError, which says why not and what would work instead; UnknownName; OptionError.
     """
     spec = find(strategy, FusionSpec)
     values = checked(spec, options)
-    if isinstance(members, (str, os.PathLike, Model)):
-        raise FusionError(spec.name, f"the members are {members!r}, expected a list of models, "
-                          "names or paths")
-    if weight is not None and spec.kind != "weights":
-        raise OptionError(spec.name, "weight belongs to fusions of weights; leave it out")
-    models = [_model(member, pretrained, image_size) for member in members]
-    started_from = None if base is None else _model(base, pretrained, image_size)
+    _check_arguments(spec, members, base, weight, norms, image_size)
+    names = _asked_classes(spec.name, num_classes, classes)
+    resolve_dtype(dtype)  # a misspelling is found before any work
     given = [member for member in members if isinstance(member, Model)]
     where = given[0].device if given and device is None else resolve_device(device)
-    check(spec, [_facts(model) for model in models], has_base=base is not None,
-          has_data=data is not None or spec.kind == "outputs")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
+        models = [_model(member, pretrained, image_size) for member in members]
+        started_from = None if base is None else _model(base, pretrained, image_size)
+        _check_models(spec, members, models, base, started_from, has_data=data is not None)
+        chosen = _class_names(spec, models, names, counted=classes is None)
         if spec.kind == "weights":
-            fused = _fuse_weights(spec, models, started_from, weight, values, seed)
-            fused.to(where)
-            _settle_norms(fused, norms, data)
+            fused = fuse_weights(spec, models, started_from, weight, values)
         else:
-            names = tuple(classes) if classes else _class_names(spec, models, num_classes)
-            fused = _side_by_side(spec, models, names, values, seed).to(where)
-    if spec.kind == "outputs" and hasattr(fused.fuser, "fit") and data is not None:
-        _fit_outputs(fused, data)
+            fused = put_side_by_side(spec, models, chosen, values)
+    fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
+    fused.to(where)
+    if spec.kind == "weights":
+        settle_norms(fused, norms, data)
+    elif hasattr(fused.fuser, "fit") and data is not None:
+        fit_outputs(fused, data)
     return fused.to(dtype=resolve_dtype(dtype)) if dtype is not None else fused
+
+
+def _check_arguments(
+    spec: FusionSpec, members: object, base: object, weight: object, norms: str,
+    image_size: int | None,
+) -> None:
+    if isinstance(members, (str, os.PathLike, Model)) or not isinstance(members, Sequence):
+        raise FusionError(spec.name, f"the members are {_short(members)}, expected a list of "
+                          "models, names, paths or addresses")
+    named = [(f"member {number}", member) for number, member in enumerate(members, 1)]
+    for name, member in [*named, ("the base", base)] if base is not None else named:
+        if not isinstance(member, (Model, str, os.PathLike)):
+            raise FusionError(spec.name, f"{name} is {_short(member)}, expected a zoo.Model, a "
+                              "name, a path or an address")
+    check_count(spec, len(members))
+    if base is not None and "base" not in spec.uses:
+        raise OptionError(spec.name, "it does not use a base; leave base= out")
+    if spec.kind != "weights":
+        if weight is not None:
+            raise OptionError(spec.name, "weight belongs to fusions of weights; leave it out")
+        if norms != "auto":
+            raise OptionError(spec.name, "norms belongs to fusions of weights; leave it out")
+    if norms not in get_args(Norms):
+        raise OptionError("fuse", f"norms is {norms!r}, expected {' or '.join(get_args(Norms))}")
+    if image_size is not None and not any(_is_name(member) for member in (*members, base)):
+        raise OptionError(spec.name, "image_size is for members that are names, and none is; "
+                          "leave it out")
+
+
+def _check_models(
+    spec: FusionSpec, given: Sequence[Model | str | Path], models: Sequence[Model],
+    base_given: Model | str | Path | None, base: Model | None, *, has_data: bool,
+) -> None:
+    spelled = [_spelled(member) for member in given]
+    seen = Counter(spelled)
+    names = [f"{name} (member {number})" if seen[name] > 1 else name
+             for number, name in enumerate(spelled, 1)]
+    if spec.kind == "weights":
+        want_single(spec, names, models)
+    check(spec, [_facts(model, name) for model, name in zip(models, names, strict=True)],
+          has_base=base is not None, has_data=has_data or spec.kind == "outputs")
+    if base is None or base_given is None:
+        return
+    name = f"the base {_spelled(base_given)}"
+    want_single(spec, [name], [base])
+    if _architecture(base) != _architecture(models[0]):
+        raise FusionError(spec.name, f"{name} is {_architecture(base)} and the members are "
+                          f"{_architecture(models[0])}",
+                          "Pass the base that the members started from")
 
 
 def _reference(given: str | Path) -> Name | Address | Path:
@@ -160,6 +198,8 @@ def _registered(
 ) -> Model:
     spec = find(given, BackboneSpec)
     values = checked(spec, options)
+    if not isinstance(in_chans, int) or in_chans < 1:
+        raise OptionError(spec.name, f"in_chans is {in_chans!r}, expected 1 or more")
     net = build_net(spec, num_classes=num_classes, pretrained=pretrained, in_chans=in_chans,
                     image_size=image_size, options=values)
     if activation:
@@ -190,138 +230,73 @@ def _model(given: Model | str | Path, pretrained: bool, image_size: int | None) 
     return load_model(given, device="cpu")
 
 
-def _facts(model: Model) -> MemberFacts:
+def _is_name(given: object) -> bool:
+    return isinstance(given, str) and not is_path(given) and isinstance(_reference(given), Name)
+
+
+def _spelled(given: Model | str | Path) -> str:
+    return given.name if isinstance(given, Model) else str(given)
+
+
+def _short(given: object) -> str:
+    return repr(given) if isinstance(given, (str, Path, int, float)) else f"a {type(given).__name__}"
+
+
+def _facts(model: Model, name: str) -> MemberFacts:
     shapes = {key: tuple(tensor.shape) for key, tensor in network(model).state_dict().items()}
-    return MemberFacts(name=model.name, architecture=_architecture(model), classes=model.classes,
+    return MemberFacts(name=name, architecture=_architecture(model), classes=model.classes,
                        shapes=shapes, size=(model.image_size, model.image_size))
 
 
 def _architecture(model: Model) -> str:
     member = next(model.each_member())
     if model.kind != "single" or member.blueprint is None:
-        return f"a fusion ({model.fusion})"
-    return member.blueprint.backbone.partition(".")[0]
+        return model.name
+    built = member.blueprint.backbone.partition(".")[0]
+    activation = member.blueprint.activation
+    return f"{built} with {activation}" if activation else built
 
 
-def network(model: Model) -> nn.Module:
-    """The one network of a single model; the model itself when it has several."""
-    return next(model.each_member()).net if model.kind == "single" else model
-
-
-def _fuse_weights(
-    spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
-    values: Mapping[str, Any], seed: int,
-) -> Model:
-    nets = [network(model) for model in models]
-    heads = classifier_keys(nets[0])
-    states = align_heads([net.state_dict() for net in nets], [model.classes for model in models],
-                         heads, strategy=spec.name)
-    start: dict[str, Tensor] | None = None
-    averaged: frozenset[str] = frozenset()
-    if base is not None and "base" in spec.uses:
-        start, averaged = align_base(network(base).state_dict(), base.classes, models[0].classes,
-                                     heads, strategy=spec.name)
-    merged = merge_states(states, load(spec), spec=spec, base=start, weight=weight, options=values,
-                          averaged=averaged, norm_keys=norm_keys(nets[0]))
-    fused = copy.deepcopy(models[0])
-    network(fused).load_state_dict(merged)
-    fused.fusion = Fusion(strategy=spec.name, kind="weights", options=dict(values))
-    fused.recipe = _recipe(spec, values, seed, models, base, weight)
-    member = next(fused.each_member())
-    if norm_keys(nets[0]):
-        member.norms = "pooled" if len(models) > 1 else next(models[0].each_member()).norms
-    return fused
-
-
-def _side_by_side(
-    spec: FusionSpec, models: Sequence[Model], classes: Sequence[str], values: Mapping[str, Any],
-    seed: int,
-) -> Model:
-    """Members beside each other and what joins their features or outputs."""
-    members = []
-    for model in models:
-        twin = copy.deepcopy(model).cpu()
-        member = next(twin.each_member()) if twin.kind == "single" else Member(
-            twin, name=str(twin.fusion), classes=twin.classes, dim=twin.dim)
-        member.source = {**member.source, "recipe": model.recipe} if model.recipe else member.source
-        if spec.kind == "features" and member.blueprint is not None:
-            member.drop_head()
-        members.append(member)
-    builder = load(spec)
-    if spec.kind == "features":
-        fuser = builder([member.dim for member in members], **values)
-    else:
-        fuser = builder(len(members), len(classes), **values)
-    return Model(members, classes=classes, fuser=fuser, recipe=_recipe(spec, values, seed, models),
-                 fusion=Fusion(strategy=spec.name, kind=spec.kind, options=dict(values))).eval()
+def _asked_classes(
+    owner: str, num_classes: int | None, classes: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """The class names that are asked for: "0", "1", … for a number; None when nothing is."""
+    if classes is None:
+        if num_classes is None:
+            return None
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise OptionError(owner, f"num_classes is {num_classes!r}, expected 1 or more")
+        return tuple(map(str, range(num_classes)))
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise OptionError(owner, f"classes is {classes!r}, expected a list of names")
+    if num_classes not in (None, len(classes)):
+        raise OptionError(owner, f"num_classes is {num_classes} and there are {len(classes)} class "
+                          "names; give one of the two")
+    twice = [name for name, times in Counter(classes).items() if times > 1]
+    if twice or not classes:
+        raise OptionError(owner, f"the class {twice[0]!r} stands twice in classes" if twice
+                          else "classes is empty, expected at least one name")
+    return tuple(classes)
 
 
 def _class_names(
-    spec: FusionSpec, models: Sequence[Model], num_classes: int | None
+    spec: FusionSpec, models: Sequence[Model], asked: tuple[str, ...] | None, *, counted: bool
 ) -> tuple[str, ...]:
-    """The members' common classes; else, for a new head, that many numbers."""
+    """The classes of the fused model: those that are asked for, for a new head; else the members'
+    own. counted: only their number was asked for."""
     common = models[0].classes
-    if spec.kind == "outputs":
-        if num_classes not in (None, len(common)):
-            raise OptionError(spec.name, f"the members have {len(common)} classes, and num_classes "
-                              f"is {num_classes}; fuse features to get a head for others")
-        return common
     same = all(set(model.classes) == set(common) for model in models)
-    if same and num_classes in (None, len(common)):
+    fits = asked is None or asked == common or (counted and len(asked) == len(common))
+    if spec.kind != "features":
+        if not fits:
+            raise OptionError(spec.name, "the members keep their heads, for "
+                              f"{len(common)} classes in the order of the first one's; leave "
+                              "num_classes and classes out, or fuse features to get a new head")
         return common
-    if num_classes is None:
+    if asked is None and not same:
         raise OptionError(spec.name, "the members have different classes; pass num_classes= or "
                           "classes= for the new head")
-    return tuple(map(str, range(num_classes)))
-
-
-def _settle_norms(model: Model, norms: Norms, data: Any) -> None:
-    """Choose batch norm's running statistics after a fusion of weights."""
-    member = next(model.each_member())
-    if norms not in ("auto", "pooled", "reestimated"):
-        raise OptionError("fuse", f"norms is {norms!r}, expected auto, pooled or reestimated")
-    if not norm_keys(member.net) or norms == "pooled" or member.norms != "pooled":
-        return
-    if data is None:
-        if norms == "reestimated":
-            raise OptionError("fuse", "norms='reestimated' needs images; pass data=")
-        warnings.warn("batch norm's statistics were pooled over the members; pass data= to let "
-                      "validation choose between these and re-estimated ones", stacklevel=3)
-        return
-    images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
-    if norms == "reestimated":
-        _reestimate(model, images)
-        return
-    rest, held_out = images.split(0.5)
-    pooled = {key: tensor.clone() for key, tensor in member.net.state_dict().items()
-              if key in norm_keys(member.net)}
-    before = _score(model, held_out)
-    _reestimate(model, rest)
-    if _score(model, held_out) < before:
-        member.net.load_state_dict(pooled, strict=False)
-        member.norms = "pooled"
-
-
-def _reestimate(model: Model, images: ImageData) -> None:
-    batches = (to_unit(pixels.to(model.device)) for pixels, _ in loader(images, batch_size=128))
-    reestimate(model, batches)
-    next(model.each_member()).norms = "reestimated"
-
-
-def _score(model: Model, images: ImageData) -> tuple[float, float]:
-    assert images.labels is not None
-    measured = measure(predict(model, images), images.labels, model.classes)
-    return measured["accuracy"], -measured["nll"]
-
-
-@torch.no_grad()
-def _fit_outputs(model: Model, data: Any) -> None:
-    images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
-    single = [Model([member], classes=model.classes) for member in model.each_member()]
-    logits = torch.stack([predict(one, images) for one in single])  # (M, N, C)
-    with torch.enable_grad():
-        model.fuser.fit(logits.to(model.device), images.labels.to(model.device))  # type: ignore[union-attr, operator]
-    model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
+    return common if asked is None or (same and fits) else asked
 
 
 def _recipe(
@@ -341,17 +316,18 @@ def _recipe(
 
 
 def _source(model: Model, hashed: bool) -> dict[str, Any]:
-    source: dict[str, Any] = {"name": model.name, "classes": len(model.classes)}
-    for member in model.each_member():
-        source.update({key: value for key, value in member.source.items() if key != "recipe"})
+    first, *others = [member.source for member in model.each_member()]
+    shared = {key: value for key, value in first.items()
+              if all(key in other and other[key] == value for other in others)}
+    source: dict[str, Any] = {"name": model.name, "classes": len(model.classes), **shared}
     if hashed:  # their weights go into the fused ones, and only a hash can tell which they were
         source["state_sha256"] = digest(network(model).state_dict())
     if model.recipe:
-        source["recipe"] = model.recipe
+        source["recipe"] = copy.deepcopy(model.recipe)
     return source
 
 
 def _want_none(reference: object, **given: Any) -> None:
     for name, value in given.items():
-        if value:
+        if value is not None:
             raise OptionError(str(reference), f"{name} is fixed by the saved model; leave it out")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,19 +11,25 @@ from torch import nn
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.semantics import pooled_features, same_answer
-from zoo.errors import OptionError
+from zoo.errors import OptionError, PluginError
 from zoo.fusion.norms import norm_keys
 from zoo.model import Blueprint, Member
 from zoo.options import accepts
 from zoo.registry import load
 from zoo.specs import BackboneSpec
 
+_SEMANTICS = ("forward_features", "forward_head", "get_classifier", "reset_classifier")
+
 
 def build_net(
     spec: BackboneSpec, *, num_classes: int | None, pretrained: bool, in_chans: int,
     image_size: int | None, options: Mapping[str, Any],
 ) -> nn.Module:
-    """Call a backbone's builder with what it takes."""
+    """Call a backbone's builder with what it takes.
+
+    Raises OptionError for an image_size that it does not take, PluginError when what it gives has
+    not timm's semantics.
+    """
     builder = load(spec)
     core: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained,
                             "in_chans": in_chans}
@@ -33,7 +40,13 @@ def build_net(
     elif image_size is not None:
         raise OptionError(spec.name, "it has one input size; leave image_size out")
     net = builder(**core, **options)
-    assert isinstance(net, nn.Module)
+    if not isinstance(net, nn.Module):
+        raise PluginError(spec.name, None, f"{spec.build} gave {type(net).__name__}, expected a "
+                          "torch.nn.Module")
+    missing = [method for method in _SEMANTICS if not hasattr(net, method)]
+    if missing:
+        raise PluginError(spec.name, None, f"{type(net).__name__} has no {', '.join(missing)}, "
+                          "which every backbone has, as in timm")
     return net
 
 
@@ -54,25 +67,49 @@ def member_of(
 @torch.no_grad()
 def measure_features(member: Member) -> None:
     """D of the pooled features, and whether the classifier's answer to them is the network's."""
-    training = member.training
     member.eval()
     assert member.preprocessing is not None
-    like = next(member.parameters())
-    blank = torch.rand(1, member.in_chans, *member.preprocessing.size).to(like)
-    features = pooled_features(member.net, blank)
+    noise = torch.rand(1, member.in_chans, *member.preprocessing.size,
+                       generator=torch.Generator().manual_seed(0))
+    x = noise.to(next(member.parameters()))
+    features = pooled_features(member.net, x)
     member.dim = int(features.shape[1])
-    member.splits = same_answer(member.net, features, member.net(blank))
-    member.train(training)
+    member.splits = same_answer(member.net, features, member.net(x))
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Random numbers of its own for the CPU, from this seed; None leaves torch's as they are."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds the GPUs too
+        yield
 
 
 def without_weights(build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes, with parameters that take no memory and no time to initialise; buffers
     are real, because some are computed and never saved."""
-    from accelerate import init_empty_weights
-
     try:
-        with init_empty_weights(include_buffers=False):
+        with _on_meta():
             net = build()
     except (NotImplementedError, RuntimeError):
         return build()  # a constructor that computes with its parameters
     return build() if any(buffer.is_meta for buffer in net.buffers()) else net
+
+
+@contextmanager
+def _on_meta() -> Iterator[None]:
+    register = nn.Module.register_parameter
+
+    def register_on_meta(
+        module: nn.Module, name: str, parameter: nn.Parameter | None
+    ) -> None:
+        register(module, name, parameter)
+        if parameter is not None and not parameter.is_meta:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -6,39 +6,48 @@ from zoo.fusion.specs import SPECS as FUSIONS
 from zoo.hookspecs import hookimpl
 from zoo.specs import BackboneSpec, DatasetSpec, FusionSpec, TransferSpec
 
+_LICENSE = "Apache-2.0"
+
 TRANSFERS: tuple[TransferSpec, ...] = (
     TransferSpec(
         name="linear_probe", build="zoo.transfers.linear_probe:linear_probe",
         summary="train the head on frozen features, computed once",
+        license=_LICENSE,
     ),
     TransferSpec(
         name="finetune", build="zoo.transfers.finetune:finetune",
         summary="train everything, with the features of teachers as hints if there are any",
+        license=_LICENSE,
         paper="Romero 2015 (hints), arXiv:1412.6550", uses=frozenset({"teachers"}),
     ),
     TransferSpec(
         name="lp_ft", build="zoo.transfers.lp_ft:lp_ft",
         summary="probe first, then fine-tune at a smaller learning rate",
+        license=_LICENSE,
         paper="Kumar 2022, arXiv:2202.10054",
     ),
     TransferSpec(
-        name="dann", build="zoo.transfers.dann:dann", family="adversarial-transfer",
+        name="dann", build="zoo.transfers.dann:dann",
         summary="labelled source, unlabelled target: features that hide the domain",
+        family="adversarial-transfer", license=_LICENSE,
         paper="Ganin 2016, arXiv:1505.07818", uses=frozenset({"unlabelled"}),
     ),
     TransferSpec(
-        name="pgd_at", build="zoo.transfers.pgd_at:pgd_at", family="adversarial-training",
+        name="pgd_at", build="zoo.transfers.pgd_at:pgd_at",
         summary="train on the worst images that PGD finds",
+        family="adversarial-training", license=_LICENSE,
         paper="Madry 2018, arXiv:1706.06083",
     ),
     TransferSpec(
-        name="fgsm_at", build="zoo.transfers.fgsm_at:fgsm_at", family="adversarial-training",
+        name="fgsm_at", build="zoo.transfers.fgsm_at:fgsm_at",
         summary="train on one-step attacks from a random start; watches for collapse",
+        family="adversarial-training", license=_LICENSE,
         paper="Wong 2020, arXiv:2001.03994",
     ),
     TransferSpec(
-        name="self_distill", build="zoo.transfers.self_distill:self_distill", family="distillation",
+        name="self_distill", build="zoo.transfers.self_distill:self_distill",
         summary="update a network from the fused model: labels and softened probabilities",
+        family="distillation", license=_LICENSE,
         paper="Hinton 2015, arXiv:1503.02531", uses=frozenset({"teachers"}),
     ),
 )
@@ -49,7 +58,7 @@ def zoo_backbones() -> tuple[BackboneSpec, ...]:
     return (
         BackboneSpec(
             name="mnist_cnn", build="zoo.backbones.mnist_cnn:build", input_size=(3, 28, 28),
-            feature_dim=100, license="Apache-2.0",
+            feature_dim=100, license=_LICENSE,
             summary="the two-convolution network of the MNIST robustness literature",
             paper="Wong & Kolter 2018, arXiv:1711.00851",
         ),

@@ -33,10 +33,15 @@ def write_json(path: Path, value: dict[str, Any]) -> bool:
     cannot be written: a cache is never a reason to fail."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    except OSError:
+        return False
+    temporary = Path(name)
+    try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except OSError:
+        temporary.unlink(missing_ok=True)
         return False
     return True

@@ -11,7 +11,8 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType, ModuleType
@@ -20,20 +21,22 @@ import pluggy
 
 from zoo import hookspecs
 from zoo.errors import BadName, PluginError, SpecError
-from zoo.names import canonical_namespace
+from zoo.names import canonical_namespace, suggest
 from zoo.specs import AnySpec, BackboneSpec, Catalog, DatasetSpec, FusionSpec, TransferSpec
 
 GROUP = "zoo.plugins"
 CORE = MappingProxyType({"zoo": "zoo.builtin", "timm": "zoo.backbones.timm_catalog"})
-RESERVED = MappingProxyType(
-    {name: f"fusion-zoo-{name}" for name in ("lite", "keras", "torchvision")}
-)
+RESERVED = MappingProxyType({
+    **dict.fromkeys(CORE, "fusion-zoo"),
+    **{name: f"fusion-zoo-{name}" for name in ("lite", "keras", "torchvision")},
+})
 HOOKS: Mapping[str, type[AnySpec]] = MappingProxyType({
     "zoo_backbones": BackboneSpec,
     "zoo_fusions": FusionSpec,
     "zoo_transfers": TransferSpec,
     "zoo_datasets": DatasetSpec,
 })
+CATALOG_HOOK = "zoo_catalog"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,8 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a namespace brings: its specs by local name and by alias, and its catalogues."""
+    """What a namespace brings: its specs by local name, the name behind each alias, and its
+    catalogue."""
 
     plugin: Plugin
     specs: Mapping[str, AnySpec]
@@ -82,12 +86,16 @@ class Discovery:
     @cached_property
     def found(self) -> Mapping[str, Plugin]:
         """Every namespace, the core's first, the others in alphabetical order."""
-        others: dict[str, Plugin] = {}
-        for plugin in _installed():
-            first = others.get(plugin.namespace)
-            others[plugin.namespace] = plugin if first is None else _clash(first, plugin)
-        checked = (_checked(others[name]) for name in sorted(others) if name not in CORE)
-        return MappingProxyType({**self.core, **{plugin.namespace: plugin for plugin in checked}})
+        claims: dict[str, list[Plugin]] = {}
+        for plugin in self._installed:
+            claims.setdefault(plugin.namespace, []).append(plugin)
+        others = {namespace: _allowed(_sole(claims[namespace]))
+                  for namespace in sorted(claims) if namespace not in CORE}
+        return MappingProxyType({**self.core, **others})
+
+    @cached_property
+    def _installed(self) -> tuple[Plugin, ...]:
+        return tuple(map(_unless_reserved, _installed()))
 
     def get(self, namespace: str) -> Plugin | None:
         """The plugin that owns this namespace, without a scan for the core's own."""
@@ -95,36 +103,39 @@ class Discovery:
 
     def load(self, namespace: str) -> Loaded:
         """Import the plugin and collect its specs, once. Raises PluginError with the reason."""
-        if namespace in self._loaded:
-            return self._loaded[namespace]
         if namespace in self._failed:
-            raise self._failed[namespace]
-        plugin = self.get(namespace)
-        if plugin is None:
-            raise PluginError(namespace, None, "no installed distribution owns this namespace")
-        try:
-            if plugin.error:
-                raise SpecError(plugin.error)
-            loaded = _load(plugin)
-        except (Exception, SystemExit) as error:
-            if os.environ.get("ZOO_STRICT") == "1" and not plugin.error:
+            raise self._failed[namespace].with_traceback(None)
+        if namespace not in self._loaded:
+            plugin = self.get(namespace)
+            if plugin is None:
+                raise PluginError(namespace, None, "no installed distribution owns this namespace")
+            try:
+                if plugin.error:
+                    raise PluginError(namespace, _source(plugin), plugin.error)
+                with contained(plugin):
+                    self._loaded[namespace] = _load(plugin)
+            except PluginError as error:
+                self._failed[namespace] = error
                 raise
-            failure = PluginError(namespace, _source(plugin), _reason(error))
-            failure.__cause__ = error
-            self._failed[namespace] = failure
-            raise failure from error
-        self._loaded[namespace] = loaded
-        return loaded
+        return self._loaded[namespace]
 
     def all(self) -> tuple[Plugin, ...]:
-        """Every plugin, loaded: its hooks, or its error."""
+        """Every plugin, loaded: its hooks, or its error. Those that claim a namespace which they
+        may not have come last."""
         states = []
         for namespace, plugin in self.found.items():
             try:
                 states.append(self.load(namespace).plugin)
             except PluginError as error:
                 states.append(replace(plugin, error=error.reason))
-        return tuple(states)
+        refused = [plugin for plugin in self._installed if plugin.error
+                   and self.found[plugin.namespace].distribution != plugin.distribution]
+        return (*states, *refused)
+
+    @property
+    def failed(self) -> Mapping[str, PluginError]:
+        """The namespaces that were asked for and could not be loaded."""
+        return MappingProxyType(self._failed)
 
 
 _current: Discovery | None = None
@@ -145,6 +156,21 @@ def reset() -> None:
     importlib.invalidate_caches()
 
 
+@contextmanager
+def contained(plugin: Plugin, doing: str = "") -> Iterator[None]:
+    """Turn whatever a plugin's own code raises into a PluginError that says why; ZOO_STRICT=1 lets
+    it through."""
+    try:
+        yield
+    except PluginError:
+        raise
+    except (Exception, SystemExit) as error:
+        if os.environ.get("ZOO_STRICT") == "1":
+            raise
+        reason = f"{doing}: {_reason(error)}" if doing else _reason(error)
+        raise PluginError(plugin.namespace, _source(plugin), reason) from error
+
+
 def _installed() -> Iterator[Plugin]:
     """Third parties' entry points. A distribution that is seen twice counts once: the first on
     the path is the one that is imported."""
@@ -154,64 +180,106 @@ def _installed() -> Iterator[Plugin]:
         if not text or GROUP not in text:
             continue
         name = _normalised(distribution.metadata["Name"] or "")
-        if name in seen:
-            continue
-        seen.add(name)
-        for entry in distribution.entry_points.select(group=GROUP):
-            plugin = Plugin(
-                namespace=entry.name, module=entry.value, distribution=name,
-                version=distribution.version, editable=_is_editable(distribution),
-            )
-            try:
-                yield replace(plugin, namespace=canonical_namespace(entry.name))
-            except BadName as error:
-                yield replace(plugin, error=str(error))
+        if name not in seen:
+            seen.add(name)
+            yield from _claims(distribution, name)
 
 
-def _checked(plugin: Plugin) -> Plugin:
-    """The plugin, with an error when it may not have this namespace here."""
+def _claims(distribution: importlib.metadata.Distribution, name: str) -> Iterator[Plugin]:
+    """The namespaces that one distribution claims."""
+    source = Plugin(namespace=name, module="", distribution=name,
+                    version=distribution.version or "", editable=_is_editable(distribution))
+    try:
+        entries = list(distribution.entry_points.select(group=GROUP))
+    except Exception as error:  # the parser of the standard library raises whatever it meets
+        yield replace(source, error=f"its entry_points.txt cannot be read: {_reason(error)}")
+        return
+    for entry in entries:
+        plugin = replace(source, namespace=entry.name, module=entry.value)
+        try:
+            yield replace(plugin, namespace=canonical_namespace(entry.name))
+        except BadName as error:
+            yield replace(plugin, error=str(error))
+
+
+def _unless_reserved(plugin: Plugin) -> Plugin:
+    owner = RESERVED.get(plugin.namespace, plugin.distribution)
+    if plugin.distribution == owner:
+        return plugin
+    return replace(plugin, error=f"the namespace is reserved for {owner}")
+
+
+def _sole(claims: Sequence[Plugin]) -> Plugin:
+    """The one plugin that may have a namespace; with an error when there are several."""
+    first, *others = [plugin for plugin in claims if not plugin.error] or claims
+    if not others:
+        return first
+    if all(plugin.distribution == first.distribution for plugin in others):
+        return replace(first, error=f"{_source(first)} claims it {len(others) + 1} times")
+    count = {1: "two"}.get(len(others), str(len(others) + 1))
+    return replace(first, error=f"{count} distributions claim it, "
+                   f"{', '.join(map(_source, (first, *others)))}; uninstall all but one")
+
+
+def _allowed(plugin: Plugin) -> Plugin:
+    """The plugin, with an error when ZOO_PLUGINS does not name it."""
     allowed = os.environ.get("ZOO_PLUGINS")
-    if allowed is not None:
-        names = {name.strip().replace("_", "-") for name in allowed.split(",")}
-        if plugin.namespace not in names:
-            return replace(plugin, error=f"ZOO_PLUGINS={allowed} does not allow it")
-    owner = RESERVED.get(plugin.namespace)
-    if owner and plugin.distribution != owner and not plugin.error:
-        return replace(plugin, error=f"the namespace is reserved for {owner}")
-    return plugin
-
-
-def _clash(first: Plugin, second: Plugin) -> Plugin:
-    return replace(first, error=(
-        f"two distributions claim it, {_source(first)} and {_source(second)}; uninstall one"
-    ))
+    if allowed is None:
+        return plugin
+    names = {name.strip().replace("_", "-") for name in allowed.split(",")}
+    if plugin.namespace in names:
+        return plugin
+    return replace(plugin, error=f"ZOO_PLUGINS={allowed} does not allow it")
 
 
 def _load(plugin: Plugin) -> Loaded:
+    entry = importlib.metadata.EntryPoint(plugin.namespace, plugin.module, GROUP)
+    target: object = entry.load()
     # A manager per namespace: one plugin's broken hooks can leave no trace in another's.
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    module_name, _, attribute = plugin.module.partition(":")
-    target: object = importlib.import_module(module_name)
-    for part in filter(None, attribute.split(".")):
-        target = getattr(target, part)
     manager.register(target, name=plugin.namespace)
-    manager.check_pending()
-    callers = manager.get_hookcallers(target) or []
-    hooks = tuple(sorted(caller.name for caller in callers if caller.has_spec()))
-    _want_marked_hooks(target, hooks)
+    hooks = _hooks(manager, target)
     specs: dict[str, AnySpec] = {}
     aliases: dict[str, str] = {}
-    for hook, kind in HOOKS.items():
-        for result in getattr(manager.hook, hook)():
-            for spec in _specs(result, hook, kind):
-                _add(_local(spec, plugin.namespace), specs, aliases)
-    catalogs = manager.hook.zoo_catalog()
-    if catalogs and not isinstance(catalogs[0], Catalog):
-        raise SpecError(f"zoo_catalog() returned {type(catalogs[0]).__name__}, "
-                        "expected an object with find(name) and search(pattern)")
+    catalog: Catalog | None = None
+    for hook in hooks:
+        results = getattr(manager.hook, hook)()
+        result = results[0] if results else None  # pluggy leaves None out
+        if hook == CATALOG_HOOK:
+            catalog = _catalog(result)
+            continue
+        for spec in _specs(result, hook, HOOKS[hook]):
+            _add(_local(spec, plugin.namespace), specs, aliases)
     return Loaded(replace(plugin, hooks=hooks), MappingProxyType(specs),
-                  MappingProxyType(aliases), catalogs[0] if catalogs else None)
+                  MappingProxyType(aliases), catalog)
+
+
+def _hooks(manager: pluggy.PluginManager, target: object) -> tuple[str, ...]:
+    """The names of the hooks that the plugin implements; an error for what looks like one and
+    is none."""
+    known = (*HOOKS, CATALOG_HOOK)
+    callers = manager.get_hookcallers(target) or []
+    for caller in callers:
+        if not caller.has_spec() and not all(i.optionalhook for i in caller.get_hookimpls()):
+            near = suggest(caller.name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise SpecError(f"unknown hook {caller.name!r}; {hint}")
+    hooks = tuple(sorted(caller.name for caller in callers if caller.has_spec()))
+    for hook in known:
+        if hook not in hooks and hasattr(target, hook):
+            raise SpecError(f"{hook}() is not marked with @zoo.hookimpl")
+    if not hooks:
+        name = target.__name__ if isinstance(target, ModuleType) else repr(target)
+        raise SpecError(f"{name} implements no hook; there are {', '.join(known)}")
+    return hooks
+
+
+def _catalog(result: object) -> Catalog:
+    if not isinstance(result, Catalog):
+        raise SpecError(f"{CATALOG_HOOK}() returned {type(result).__name__}, "
+                        "expected an object with find(name) and search(pattern)")
+    return result
 
 
 def _specs(result: object, hook: str, kind: type[AnySpec]) -> Iterator[AnySpec]:
@@ -225,13 +293,16 @@ def _specs(result: object, hook: str, kind: type[AnySpec]) -> Iterator[AnySpec]:
 
 
 def _local(spec: AnySpec, namespace: str) -> AnySpec:
-    """The spec under its name inside the namespace; `acme/gated` is taken for `gated`."""
-    prefix, slash, local = spec.name.rpartition("/")
-    if not slash:
-        return spec
-    if canonical_namespace(prefix) != namespace:
-        raise SpecError(f"the spec {spec.name!r} is not in the namespace {namespace!r}")
-    return replace(spec, name=local)
+    """The spec under its names inside the namespace; `acme/gated` is taken for `gated`."""
+    return replace(spec, name=_inside(spec.name, namespace),
+                   aliases=tuple(_inside(alias, namespace) for alias in spec.aliases))
+
+
+def _inside(name: str, namespace: str) -> str:
+    prefix, slash, local = name.rpartition("/")
+    if slash and canonical_namespace(prefix) != namespace:
+        raise SpecError(f"the spec {name!r} is not in the namespace {namespace!r}")
+    return local
 
 
 def _add(spec: AnySpec, specs: dict[str, AnySpec], aliases: dict[str, str]) -> None:
@@ -240,16 +311,6 @@ def _add(spec: AnySpec, specs: dict[str, AnySpec], aliases: dict[str, str]) -> N
             raise SpecError(f"the name {name!r} is given twice; names are unique across kinds")
     specs[spec.name] = spec
     aliases.update(dict.fromkeys(spec.aliases, spec.name))
-
-
-def _want_marked_hooks(target: object, hooks: tuple[str, ...]) -> None:
-    unmarked = [hook for hook in (*HOOKS, "zoo_catalog")
-                if hook not in hooks and hasattr(target, hook)]
-    if unmarked:
-        raise SpecError(f"{unmarked[0]}() is not marked with @zoo.hookimpl")
-    if not hooks:
-        name = target.__name__ if isinstance(target, ModuleType) else repr(target)
-        raise SpecError(f"{name} implements no hook; there are {', '.join(HOOKS)}, zoo_catalog")
 
 
 def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
@@ -273,10 +334,12 @@ def _normalised(name: str) -> str:
 
 
 def _source(plugin: Plugin) -> str:
-    return f"{plugin.distribution} {plugin.version}"
+    return f"{plugin.distribution} {plugin.version}".strip()
 
 
 def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
     if isinstance(error, SpecError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -30,7 +30,7 @@ class UnknownName(ZooError, LookupError):
         if suggestions:
             message += f"; did you mean {_either(suggestions)}?"
         if hint:
-            message += f"{'' if suggestions else ';'} {hint}"
+            message += f" {hint[0].upper()}{hint[1:]}" if suggestions else f"; {hint}"
         super().__init__(message)
         self.given = given
         self.kind = kind

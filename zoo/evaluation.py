@@ -14,6 +14,7 @@ from zoo.attacks import resolve_attack
 from zoo.attacks.gradients import zero_gradient_share
 from zoo.datasets import ImageData, load_data, loader, to_unit
 from zoo.errors import ZooError
+from zoo.features import evaluating
 from zoo.measures import measure, wilson
 from zoo.model import Model
 from zoo.progress import task
@@ -56,7 +57,7 @@ def evaluate(
     model: Model,
     data: Any,
     *,
-    attacks: Mapping[str, Mapping[str, Any]] | Sequence[str] = (),
+    attacks: Mapping[str, Mapping[str, Any]] | Sequence[str] | str = (),
     batch_size: int = 128,
     workers: int = 0,
     seed: int = 0,
@@ -65,7 +66,7 @@ def evaluate(
 
     data: a CSV file, folder, address, registered name (its test split) or torch data set; its
         classes are matched to the model's by name and may be fewer.
-    attacks: names, or names with options: `{"pgd": {"eps": 0.1, "steps": 40}}`; ε is a change of
+    attacks: a name, names, or names with options: `{"pgd": {"eps": 0.1, "steps": 40}}`; ε is a change of
         pixels on [0, 1]. seed: of the attacks' random starts.
 
     Raises DataError for wrong data, UnknownName and OptionError for wrong attacks.
@@ -73,7 +74,8 @@ def evaluate(
     if not isinstance(model, Model):
         raise ZooError(f"evaluate measures a zoo.Model, and {model!r} is not one; "
                        "load it first: zoo.load(path) or zoo.backbone(name, pretrained=True)")
-    chosen = attacks if isinstance(attacks, Mapping) else {name: {} for name in attacks}
+    names = [attacks] if isinstance(attacks, str) else attacks
+    chosen = names if isinstance(names, Mapping) else {name: {} for name in names}
     bound = {name: resolve_attack(name, options, seed=seed) for name, options in chosen.items()}
     images = load_data(data, role="test", image_size=model.image_size).with_classes(model.classes)
     assert images.labels is not None
@@ -90,7 +92,7 @@ def evaluate(
     return Evaluation(
         **measure(logits, images.labels, model.classes), seconds=seconds,
         parameters=sum(p.numel() for p in model.parameters()), attacks=attacked,
-        robust=float(survived.float().mean()) if attacked else None,
+        robust=int(survived.sum()) / len(images) if attacked else None,
         correct=correct, predictions=logits.argmax(1),
     )
 
@@ -100,18 +102,12 @@ def predict(
     model: Model, images: ImageData, *, batch_size: int = 128, workers: int = 0
 ) -> Tensor:
     """Logits [N, classes] on the CPU, in the order of the data; the model's modes are kept."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        parts = []
-        with task("evaluate", len(images), "images") as advance:
-            for pixels, _ in loader(images, batch_size=batch_size, workers=workers):
-                logits = model(to_unit(pixels.to(model.device, non_blocking=True)))
-                parts.append(logits.float().cpu())
-                advance(len(pixels))
-    finally:
-        for module, training in modes:
-            module.training = training
+    parts = []
+    with evaluating(model), task("evaluate", len(images), "images") as advance:
+        for pixels, _ in loader(images, batch_size=batch_size, workers=workers):
+            logits = model(to_unit(pixels.to(model.device, non_blocking=True)))
+            parts.append(logits.float().cpu())
+            advance(len(pixels))
     return torch.cat(parts)
 
 
@@ -120,17 +116,13 @@ def _attack(
 ) -> tuple[dict[str, Any], Tensor]:
     right: list[Tensor] = []
     blind = 0.0
-    with task(f"attack {name}", len(images), "images") as advance:
+    with evaluating(model), task(f"attack {name}", len(images), "images") as advance:
         for pixels, labels in loader(images, batch_size=batch_size, workers=workers):
             clean = to_unit(pixels.to(model.device))
             true = labels.to(model.device)
             adversarial = attack(model, clean, true)
-            modes = [(module, module.training) for module in model.modules()]
-            model.eval()
             with torch.no_grad():
                 right.append((model(adversarial).argmax(1) == true).cpu())
-            for module, training in modes:
-                module.training = training
             blind += zero_gradient_share(model, clean, true) * len(pixels)
             advance(len(pixels))
     survived = torch.cat(right)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
 from zoo.backbones.semantics import classifier_parameters, classify, pooled_features
-from zoo.errors import DataError, FusionError
+from zoo.errors import DataError, FusionError, ZooError
 
 # ITU-R 601, what PIL's "L" uses; the weights add up to one, so grey stays as it is.
 _LUMA = (0.299, 0.587, 0.114)
@@ -25,7 +25,11 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """How a member's network is built: everything but its weights, as JSON values."""
+    """How a member's network is built: everything but its weights, as JSON values.
+
+    config: that of the timm folder that the network came from; it then says how to build it, and
+    not the registry.
+    """
 
     backbone: str
     num_classes: int
@@ -33,6 +37,7 @@ class Blueprint:
     image_size: int | None = None
     activation: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +94,8 @@ class Member(nn.Module):
 
     @property
     def in_chans(self) -> int:
+        if isinstance(self.net, Model):
+            return self.net.in_chans
         return self.blueprint.in_chans if self.blueprint else 3
 
     @property
@@ -97,11 +104,12 @@ class Member(nn.Module):
         if isinstance(self.net, Model):
             return self.net.image_size
         assert self.preprocessing is not None
-        return self.preprocessing.size[0]
+        return max(self.preprocessing.size)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] on [0, 1] as the network wants them: its channels, its size,
         its mean and standard deviation."""
+        _want_images(images)
         x = _as_channels(images, self.in_chans).float()  # (B, C, H, W)
         preprocessing = self.preprocessing
         assert preprocessing is not None
@@ -120,10 +128,14 @@ class Member(nn.Module):
         return pooled_features(self.net, self.prepare(images))
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits [B, classes] of pooled features [B, D]."""
+        """Logits [B, classes] of pooled features [B, D]. Raises ZooError where there is more
+        between the two than a classifier."""
         if isinstance(self.net, Model):
             return self.net.classify(features)
-        return classify(self.net, features)
+        if not self.splits:
+            raise ZooError(f"the logits of {self.name} are not its classifier's answer to its "
+                           "pooled features: give the model images, or use a method that does")
+        return classify(self.net, features.to(self._follows.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         if isinstance(self.net, Model):
@@ -150,31 +162,22 @@ class Member(nn.Module):
             return
         channels = self.preprocessing.for_channels(self.in_chans)
         for name, values in (("mean", channels.mean), ("std", channels.std)):
-            tensor = torch.tensor(values, device=self._follows.device).view(1, -1, 1, 1)
-            self.register_buffer(name, tensor, persistent=False)
+            tensor = torch.tensor(values, dtype=torch.float32, device=self._follows.device)
+            self.register_buffer(name, tensor.view(1, -1, 1, 1), persistent=False)
 
     def follow(self) -> None:
-        """Compute in the dtype of the network's parameters, after these were put in place."""
-        own = next((p for p in self.net.parameters() if p.is_floating_point()), self._follows)
-        self._follows = torch.empty(0, device=own.device, dtype=own.dtype)
-        self._set_statistics()
+        """Compute in the dtype of the network's state, after this was put in place."""
+        dtypes = [tensor.dtype for tensor in self.net.state_dict().values()
+                  if tensor.is_floating_point()]
+        if len(set(dtypes)) == 1:
+            self.to(dtypes[0])  # with the buffers that are computed and never saved
+        else:
+            self._follows = self._follows.to(dtypes[0])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Member:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._set_statistics()  # stays float32: normalisation must not lose bits to .bfloat16()
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Member:
-        import copy
-
-        twin = Member(
-            copy.deepcopy(self.net, memo), name=self.name, classes=self.classes, dim=self.dim,
-            splits=self.splits, preprocessing=self.preprocessing, blueprint=self.blueprint,
-            norms=self.norms, source=copy.deepcopy(self.source, memo),
-        )
-        memo[id(self)] = twin
-        twin.train(self.training)
-        return twin.to(self._follows.device, self._follows.dtype)
 
 
 class Model(nn.Module):
@@ -227,6 +230,11 @@ class Model(nn.Module):
         return max(member.size for member in self.each_member())
 
     @property
+    def in_chans(self) -> int:
+        """The most channels that a member takes; grey and colour are made of each other."""
+        return max(member.in_chans for member in self.each_member())
+
+    @property
     def dim(self) -> int:
         """D of `embed`."""
         if self.kind == "features":
@@ -249,13 +257,17 @@ class Model(nn.Module):
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Each member's pooled features [B, Dᵢ]: all that comes before what a fusion adds."""
-        _want_images(images)
         return tuple(member.features(images) for member in self.each_member())
+
+    def answers(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Each member's own logits [B, classes], all in the order of the model's classes."""
+        return self._ordered([member(images) for member in self.each_member()])
 
     def join(self, features: Sequence[Tensor]) -> Tensor:
         """The embedding [B, D] of the members' features."""
         if self.kind == "features":
-            return self.fuser(list(features))  # type: ignore[misc, no-any-return]
+            dtype = next(self.head.parameters()).dtype  # type: ignore[union-attr]
+            return self.fuser([part.to(dtype) for part in features])  # type: ignore[misc, no-any-return]
         return features[0] if len(features) == 1 else torch.cat(list(features), dim=1)
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -267,7 +279,7 @@ class Model(nn.Module):
             return members[0].classify(embedding)
         parts = torch.split(embedding, [member.dim for member in members], dim=1)
         logits = [member.classify(part) for member, part in zip(members, parts, strict=True)]
-        return self._decide(logits, parts)
+        return self._decide(self._ordered(logits), parts)
 
     def embed(self, images: Tensor) -> Tensor:
         """Fused features [B, D] of images [B, 3, H, W] on [0, 1]; the members' own, side by side,
@@ -275,11 +287,11 @@ class Model(nn.Module):
         return self.join(self.trunk(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.kind == "features" or (self.kind == "outputs" and self.splits):
+        if self.kind == "single":
+            return next(self.each_member())(images)  # type: ignore[no-any-return]
+        if self.splits:
             return self.classify(self.embed(images))
-        _want_images(images)
-        logits = [member(images) for member in self.each_member()]
-        return logits[0] if self.kind == "single" else self._decide(logits, None)
+        return self._decide(self.answers(images), None)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """What comes after the members' pooled features."""
@@ -292,20 +304,17 @@ class Model(nn.Module):
 
     def reset_classes(self, classes: Sequence[str]) -> None:
         """Give the model a fresh, untrained head for these class names, on the model's device."""
-        like = next(self.parameters())
-        self.classes = tuple(classes)
         if self.kind == "outputs":
             raise FusionError(str(self.fusion), "the members of a fusion of outputs have heads of "
                               f"their own, for {len(self.classes)} other classes",
                               "Train each member for the new classes, then fuse again.")
+        like = next(self.parameters())
+        self.classes = tuple(classes)
         if self.kind == "features":
             self.head = nn.Linear(self.dim, len(self.classes)).to(like)
             return
         member = next(self.each_member())
         member.classes = self.classes
-        if isinstance(member.net, Model):
-            member.net.reset_classes(classes)
-            return
         member.net.reset_classifier(len(self.classes))  # type: ignore[operator]
         member.net.to(like.device, like.dtype)
         if member.blueprint:
@@ -332,10 +341,12 @@ class Model(nn.Module):
             if member.blueprint:
                 member.blueprint = replace(member.blueprint, activation=name)
 
+    def _ordered(self, logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(part if columns is None else part[:, columns]
+                     for part, columns in zip(logits, self.columns, strict=True))
+
     def _decide(self, logits: Sequence[Tensor], features: Sequence[Tensor] | None) -> Tensor:
-        ordered = [part if columns is None else part[:, columns]
-                   for part, columns in zip(logits, self.columns, strict=True)]
-        return self.fuser(torch.stack(ordered), features)  # type: ignore[misc, no-any-return]
+        return self.fuser(torch.stack(list(logits)), features)  # type: ignore[misc, no-any-return]
 
 
 def _describe(member: Member) -> dict[str, Any]:
@@ -361,8 +372,8 @@ def _columns(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
 def _want_images(images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise DataError(
-            f"images are {images.dtype} {list(images.shape)}, expected float [B, C, H, W] "
-            "on [0, 1]; divide 8-bit images by 255 and do not normalise them"
+            f"images are {str(images.dtype).removeprefix('torch.')} {list(images.shape)}, expected "
+            "float [B, C, H, W] on [0, 1]; divide 8-bit images by 255 and do not normalise them"
         )
 
 

@@ -111,6 +111,13 @@ def suggest(given: str, known: Iterable[str], n: int = 3) -> list[str]:
     return [by_folded[name] for name in near]
 
 
+def natural(text: str) -> tuple[list[int | str], str]:
+    """A sorting key under which `resnet9` comes before `resnet18`, whatever the case."""
+    # Splitting at a group gives text and digits in turn, so numbers only ever meet numbers.
+    parts = re.split(r"(\d+)", text.lower())
+    return [int(part) if part.isdecimal() else part for part in parts], text
+
+
 def _address(text: str, scheme: str, location: str) -> Address:
     if scheme not in (*MODEL_SCHEMES, *DATA_SCHEMES):
         near = suggest(scheme, (*MODEL_SCHEMES, *DATA_SCHEMES))

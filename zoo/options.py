@@ -41,38 +41,36 @@ class Option:
 
 
 def options_of(spec: Spec) -> tuple[Option, ...]:
-    """The options of a strategy in the order of its signature, read without importing it."""
-    function, doc = _definition(spec)
+    """The options of a strategy in the order of its signature. They are read from the source;
+    the builder is imported only where that does not tell, as for a re-exported one."""
+    definition = _definition(spec.build)
+    if definition is None:
+        return _options_of_builder(load(spec))
+    function, doc = definition
     helps = _option_helps(doc)
-    options = []
-    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        if argument.arg in CORE_ARGUMENTS:
-            continue
-        options.append(Option(
-            argument.arg,
-            ast.unparse(argument.annotation) if argument.annotation else "",
-            ast.unparse(default) if default else "",
-            helps.get(argument.arg, ""),
-        ))
-    return tuple(options)
+    return tuple(
+        Option(argument.arg, ast.unparse(argument.annotation) if argument.annotation else "",
+               ast.unparse(default) if default else "", helps.get(argument.arg, ""))
+        for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults,
+                                     strict=True)
+        if argument.arg not in CORE_ARGUMENTS)
 
 
 def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
     """All options of a strategy: the given ones, checked, and the defaults of the others.
 
-    Raises OptionError for an unknown name (with the nearest and the list), a value of the wrong
-    type, a value that is not JSON, or a required one that is missing.
+    A number without a fraction counts as a float, a tuple as a list. Raises OptionError for an
+    unknown name (with the nearest and the list), a value of the wrong type, a value that is not
+    JSON (nor are NaN and infinity), or a required one that is missing.
     """
     builder = load(spec)
-    declared = {
-        name: parameter for name, parameter in inspect.signature(builder).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in CORE_ARGUMENTS
-    }
+    declared = _declared(builder)
     for name in given:
         if name not in declared:
             near = suggest(name, declared)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise OptionError(spec.name, f"no option is called {name!r}{hint}", declared)
+            none = "" if declared else "; it has none"
+            raise OptionError(spec.name, f"no option is called {name!r}{hint}{none}", declared)
     values: dict[str, Any] = {}
     for name, parameter in declared.items():
         if name in given:
@@ -89,45 +87,67 @@ def accepts(builder: Callable[..., Any], argument: str) -> bool:
     return argument in inspect.signature(builder).parameters
 
 
+def _declared(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in CORE_ARGUMENTS
+    }
+
+
 def _checked_value(
     owner: str, name: str, value: object, parameter: inspect.Parameter, builder: Callable[..., Any]
 ) -> Any:
     try:
-        json.dumps(value, allow_nan=False)
+        text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        raise OptionError(
-            owner, f"the option {name!r} is {value!r}, expected a JSON value") from None
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        function = inspect.unwrap(builder)
-        scope = getattr(function.__init__ if inspect.isclass(function) else function,
-                        "__globals__", {})
-        try:
-            annotation = eval(annotation, dict(scope))
-        except NameError:
-            return value  # a name that exists only for type checkers
+        raise OptionError(owner, f"the option {name!r} is {value!r}, expected a JSON value: a "
+                          "finite number, text, true, false, null, or lists and mappings of "
+                          "these") from None
+    annotation = _annotation(parameter, builder)
     if annotation is inspect.Parameter.empty:
         return value
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(annotation).validate_python(value, strict=True)
+        # As JSON, because a strict check of Python's own types would refuse a list for a tuple.
+        return pydantic.TypeAdapter(annotation).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        problem = problem[0].lower() + problem[1:]
-        raise OptionError(owner, f"the option {name!r} is {value!r}: {problem}") from None
+        first = error.errors()[0]
+        # Parts of the place that are text may also name the branches of a union.
+        place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+        problem = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        where = f" at {place}" if place else ""
+        raise OptionError(owner, f"the option {name!r} is {value!r}: {problem}{where}") from None
+    except pydantic.PydanticUserError:
+        return value  # a type that has no JSON form; the builder knows what it wants
 
 
-def _definition(spec: Spec) -> tuple[ast.FunctionDef, str]:
-    """The builder's definition and docstring; of a class, its `__init__` and the class's own."""
-    module, _, attribute = spec.build.partition(":")
+def _annotation(parameter: inspect.Parameter, builder: Callable[..., Any]) -> Any:
+    """The evaluated annotation; `empty` where there is none, or only for type checkers."""
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    function = inspect.unwrap(builder)
+    if inspect.isclass(function):
+        function = function.__init__
+    try:
+        return eval(parameter.annotation, dict(getattr(function, "__globals__", {})))
+    except (NameError, AttributeError):
+        return inspect.Parameter.empty
+
+
+def _definition(build: str) -> tuple[ast.FunctionDef, str] | None:
+    """The builder's definition and docstring, of a class its `__init__` and the class's own; None
+    when the module's text does not have them."""
+    module, _, attribute = build.partition(":")
     file = _source_file(module)
     for node in ast.parse(file.read_text("utf-8")).body if file else ():
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
             return node, ast.get_docstring(node) or ""
         if isinstance(node, ast.ClassDef) and node.name == attribute:
-            return _initialiser(node), ast.get_docstring(node) or ""
-    return _imported(spec)
+            for statement in node.body:
+                if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+                    return statement, ast.get_docstring(node) or ""
+    return None
 
 
 def _source_file(module: str) -> Path | None:
@@ -146,24 +166,19 @@ def _source_file(module: str) -> Path | None:
     return None
 
 
-def _imported(spec: Spec) -> tuple[ast.FunctionDef, str]:
-    """For a builder that is re-exported from elsewhere: import it and read where it stands."""
-    builder = inspect.unwrap(load(spec))
-    node = ast.parse(inspect.cleandoc("\n" + inspect.getsource(builder))).body[0]
-    if isinstance(node, ast.ClassDef):
-        return _initialiser(node), ast.get_docstring(node) or ""
-    if not isinstance(node, ast.FunctionDef):
-        raise OptionError(spec.name, f"{spec.build} is neither a function nor a class")
-    return node, ast.get_docstring(node) or ""
+def _options_of_builder(builder: Callable[..., Any]) -> tuple[Option, ...]:
+    helps = _option_helps(inspect.getdoc(builder) or "")
+    return tuple(
+        Option(name, _type_text(parameter.annotation),
+               "" if parameter.default is inspect.Parameter.empty else repr(parameter.default),
+               helps.get(name, ""))
+        for name, parameter in _declared(builder).items())
 
 
-def _initialiser(node: ast.ClassDef) -> ast.FunctionDef:
-    for statement in node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return statement
-    empty = ast.parse("def __init__(self): ...").body[0]
-    assert isinstance(empty, ast.FunctionDef)
-    return empty
+def _type_text(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _option_helps(doc: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Visible progress for long work, on stderr.
 
 Shown when stderr is a terminal; `ZOO_PROGRESS=1` always shows it and `ZOO_PROGRESS=0` never.
-Where it is shown and there is no terminal (the log of a CI run), each finished task is one line.
+Where it is shown and there is no terminal (the log of a CI run), each finished task is one line; a
+task inside another one stays silent, unless the log has been for ten seconds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ T = TypeVar("T")
 
 # A terminal has room for one live display: the outermost task opens it, the others join it.
 _display: Progress | None = None
+
+# In a log: how many tasks are open, since when there was no line, and how long that may last.
+_open = 0
+_silent_since = 0.0
+_SILENCE = 10.0
 
 
 class Advance(Protocol):
@@ -61,7 +67,7 @@ def say(text: str) -> None:
     if _display is not None:
         _display.console.print(text, markup=False, highlight=False)
     else:
-        print(text, file=sys.stderr, flush=True)
+        _tell(text)
 
 
 def _tracked(
@@ -87,6 +93,7 @@ def _ignore(steps: int = 1, /) -> None:
 
 @contextmanager
 def _line(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    global _open, _silent_since
     done = 0
 
     def advance(steps: int = 1, /) -> None:
@@ -94,10 +101,28 @@ def _line(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         done += steps
 
     start = time.perf_counter()
-    yield advance
-    seconds = max(time.perf_counter() - start, 1e-9)
-    print(f"{description}: {done:,} {unit} in {seconds:.1f} s ({done / seconds:,.1f} {unit}/s)",
-          file=sys.stderr, flush=True)
+    if not _open:
+        _silent_since = start
+    _open += 1
+    try:
+        yield advance
+    finally:
+        _open -= 1
+    now = time.perf_counter()
+    if _open and now - _silent_since < _SILENCE:
+        return
+    seconds = max(now - start, 1e-9)
+    _tell(f"{description}: {done:,} {unit} in {seconds:.1f} s ({_rate(done / seconds)} {unit}/s)")
+
+
+def _tell(line: str) -> None:
+    global _silent_since
+    print(line, file=sys.stderr, flush=True)
+    _silent_since = time.perf_counter()
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.1f}" if per_second >= 1 else f"{per_second:.2g}"
 
 
 @contextmanager
@@ -139,7 +164,7 @@ def _new_display() -> Progress:
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s")
+            return Text("" if speed is None else f"{_rate(speed)} {task.fields['unit']}/s")
 
     return Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),

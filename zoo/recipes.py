@@ -1,19 +1,30 @@
-"""Read and validate a recipe before any work: every name, option and type, with line and field."""
+"""What a recipe may say. It is read strictly, and what is wrong is told with line and field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeAlias
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+)
 
-from zoo.errors import BadName, PluginError, RecipeError, UnknownName
-from zoo.names import Name, parse, suggest
-from zoo.options import options_of
-from zoo.registry import find
-from zoo.specs import AnySpec, BackboneSpec, FusionSpec, TransferSpec
+from zoo.errors import RecipeError
+from zoo.names import DATA_SCHEMES, MODEL_SCHEMES, is_path, suggest
+
+Place: TypeAlias = tuple[str, ...]
+Problem: TypeAlias = tuple[Place, str]
 
 
 class _Strict(BaseModel):
@@ -21,9 +32,9 @@ class _Strict(BaseModel):
 
 
 class _Open(BaseModel):
-    """Further keys are options of the strategy, checked against its own signature."""
+    """Further keys are options of what is named, checked against its own signature."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -40,10 +51,15 @@ class Data(_Strict):
     data: str
     split: str | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 DataField: TypeAlias = Annotated[Data, BeforeValidator(_data_from_text)]
+Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _share_or_data(value: Any) -> str:
+    return "a share" if isinstance(value, (int, float)) else "a data set"
 
 
 class SourceData(_Strict):
@@ -51,11 +67,14 @@ class SourceData(_Strict):
 
 
 class TargetData(_Strict):
-    """What the target learns from, and the test set that nothing is chosen on."""
+    """What the target learns from, and the test set that nothing is trained or chosen on."""
 
     train: DataField
     test: DataField
-    val: Annotated[float, Field(gt=0, lt=1)] | DataField = 0.1
+    val: Annotated[
+        Annotated[Share, Tag("a share")] | Annotated[DataField, Tag("a data set")],
+        Discriminator(_share_or_data),
+    ] = 0.1
     unlabelled: DataField | None = None
 
 
@@ -64,46 +83,90 @@ class AllData(_Strict):
     source: SourceData | None = None
 
 
+Positive: TypeAlias = Annotated[float, Field(gt=0)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+OneOrMore: TypeAlias = Annotated[int, Field(ge=1)]
+ZeroOrMore: TypeAlias = Annotated[int, Field(ge=0)]
+
+
 class Transfer(_Open):
-    """A transfer method; further keys are arguments of `zoo.transfer` or the method's options."""
+    """A transfer method and the arguments of `zoo.transfer`, which has the defaults of what is
+    left out; further keys are the method's options."""
 
     method: str = "finetune"
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: OneOrMore | None = None
+    lr: Positive | None = None
+    batch_size: OneOrMore | None = None
+    optimizer: str | None = None
+    weight_decay: NotNegative | None = None
+    schedule: str | None = None
+    warmup_epochs: ZeroOrMore | None = None
+    loss: str | None = None
+    label_smoothing: NotNegative | None = None
+    activation: str | None = None
+    augment: str | dict[str, Any] | None = None
+    patience: OneOrMore | None = None
+    clip_grad: Positive | None = None
+    precision: str | None = None
+    workers: ZeroOrMore | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What is given, method aside, as keywords of `zoo.transfer`."""
+        return {**self.model_dump(exclude={"method"}, exclude_none=True), **self.options}
 
 
-class Source(_Strict):
+class Backbone(_Open):
+    """A network; further keys are its builder's options."""
+
     backbone: str
-    pretrained: bool = True
-    image_size: Annotated[int, Field(ge=1)] | None = None
-    transfer: Transfer | None = None
-
-
-class Target(_Strict):
-    backbone: str
-    start: str | None = Field(default=None, alias="from", pattern="^source$")
     pretrained: bool = False
-    image_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: OneOrMore | None = None
+
+
+class Source(Backbone):
+    pretrained: bool = True
+    transfer: Transfer = Transfer(method="linear_probe")
+
+
+class Target(Backbone):
+    start: str | None = Field(default=None, alias="from", pattern="^source$")
     transfer: Transfer = Transfer()
 
 
-class Everything(_Strict):
-    """The honest baseline: one model trained on all the data."""
+class Everything(_Open):
+    """The honest baseline, one model trained on all the data: by default like the target."""
 
     backbone: str | None = None
     pretrained: bool = False
-    image_size: Annotated[int, Field(ge=1)] | None = None
+    image_size: OneOrMore | None = None
     transfer: Transfer | None = None
 
 
 class Fuse(_Open):
-    """A fusion strategy; further keys are its options. `transfer` trains what it adds."""
+    """A fusion strategy; further keys are its options. `transfer` trains what it adds; `weight`
+    and `norms` are those of `zoo.fuse`."""
 
     strategy: str
     transfer: Transfer | None = None
+    weight: list[float] | dict[str, Any] | None = None
+    norms: str | None = Field(default=None, pattern="^(auto|pooled|reestimated)$")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What is given, strategy and transfer aside, as keywords of `zoo.fuse`."""
+        return {**self.model_dump(include={"weight", "norms"}, exclude_none=True), **self.options}
 
 
 class Evaluate(_Strict):
     attacks: dict[str, dict[str, Any]] = {}
+
+
+def _folder_inside(text: str) -> str:
+    parts = PurePath(text).parts
+    if not parts or PurePath(text).is_absolute() or ".." in parts or parts[0] == "steps":
+        raise ValueError("expected the name of a folder inside the run's own, and not 'steps'")
+    return text
 
 
 class Recipe(_Strict):
@@ -116,8 +179,46 @@ class Recipe(_Strict):
     update: Transfer | None = None
     everything: Everything = Everything()
     evaluate: Evaluate = Evaluate()
-    save: str = "fused"
-    seed: int = 0
+    save: Annotated[str, AfterValidator(_folder_inside)] = "fused"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    _file: str = PrivateAttr("recipe")
+    _lines: Mapping[Place, int] = PrivateAttr({})
+
+    @property
+    def baseline(self) -> Target:
+        """The network and transfer of `everything`, the target's where it says nothing. Patience
+        needs validation data, and here they are trained on."""
+        part = self.everything if self.everything.backbone else self.target
+        method = self.everything.transfer or self.target.transfer
+        return Target(backbone=part.backbone or "", pretrained=part.pretrained,
+                      image_size=part.image_size, **part.options,
+                      transfer=method.model_copy(update={"patience": None}))
+
+    @property
+    def home(self) -> Path:
+        """The folder that relative paths start from: the file's own, or the current one."""
+        return Path(self._file).parent if self._lines else Path.cwd()
+
+    def error(self, problems: Iterable[Problem]) -> RecipeError:
+        """What is wrong at these places, with their lines, in the order of the file."""
+        return _error(self._file, self._lines, problems)
+
+    def data_place(self, given: str) -> str:
+        """Data as they are spelled, a relative path made one from here."""
+        table = Path(given).suffix.lower() in (".csv", ".tsv")
+        return self._from_home(given, DATA_SCHEMES, table or (self.home / given).exists())
+
+    def model_place(self, given: str) -> str:
+        """A backbone as it is spelled, a relative path made one from here."""
+        return self._from_home(given, MODEL_SCHEMES, False)
+
+    def _from_home(self, given: str, schemes: tuple[str, ...], path: bool) -> str:
+        scheme, colon, location = given.partition(":")
+        if colon and scheme in schemes:
+            local = scheme in ("folder", "csv", "local-dir")
+            return f"{scheme}:{self.home / Path(location).expanduser()}" if local else given
+        return str(self.home / Path(given).expanduser()) if path or is_path(given) else given
 
 
 def read_recipe(given: str | Path | Mapping[str, Any]) -> Recipe:
@@ -131,35 +232,46 @@ def read_recipe(given: str | Path | Mapping[str, Any]) -> Recipe:
     file = Path(given).expanduser()
     try:
         text = file.read_text("utf-8")
+        node = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise RecipeError(str(file), [(None, "", f"cannot be read: {error.strerror}")]) from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(file), [(None, "", f"is not UTF-8: {error.reason}")]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = str(getattr(error, "problem", error))
+        problem = " ".join(filter(None, (getattr(error, "context", ""),
+                                         getattr(error, "problem", "") or str(error))))
         raise RecipeError(str(file), [(mark.line + 1 if mark else None, "",
                                        f"is not YAML: {problem}")]) from None
     if not isinstance(values, dict):
         raise RecipeError(str(file), [(1, "", "is no recipe: expected data, source, target, fuse")])
-    return _validated(values, str(file), dict(_lines(node, ())))
+    twice: list[Problem] = []
+    lines = dict(_lines(node, (), twice))
+    if twice:
+        raise _error(str(file), lines, twice)
+    return _validated(values, str(file), lines)
 
 
-def _validated(values: dict[str, Any], file: str, lines: Mapping[tuple[str, ...], int]) -> Recipe:
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for text."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"))
+
+
+def _validated(values: dict[str, Any], file: str, lines: Mapping[Place, int]) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(each, values) for each in error.errors()]
-    else:
-        problems = list(_wrong_names(recipe))
-    if problems:
-        raise RecipeError(file, [(_line(lines, loc), ".".join(loc), problem)
-                                 for loc, problem in dict(problems).items()])
+        raise _error(file, lines, [_problem(each, values) for each in error.errors()]) from None
+    recipe._file, recipe._lines = file, lines
     return recipe
 
 
-def _problem(error: Any, values: Any) -> tuple[tuple[str, ...], str]:
+def _problem(error: Any, values: Any) -> Problem:
     # A part of loc that is no key of the document names a branch of a union.
     loc: list[str] = []
     here = values
@@ -168,19 +280,20 @@ def _problem(error: Any, values: Any) -> tuple[tuple[str, ...], str]:
             loc.append(str(part))
             here = here.get(part)
     if error["type"] == "extra_forbidden":
-        near = suggest(loc[-1], _known_fields(tuple(loc[:-1])))
-        hint = f"did you mean {near[0]!r}?" if near else (
-            f"there are {', '.join(_known_fields(tuple(loc[:-1])))}")
+        known = known_fields(tuple(loc[:-1]))
+        near = suggest(loc[-1], known)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         return tuple(loc), f"is no field here; {hint}"
     if error["type"] == "missing":
         return tuple(loc), "is missing"
-    return tuple(loc), f"{error['msg'][0].lower()}{error['msg'][1:]} (it is {error['input']!r})"
+    message = error["msg"].removeprefix("Value error, ")
+    return tuple(loc), f"{message[0].lower()}{message[1:]} (it is {error['input']!r})"
 
 
-def _known_fields(loc: tuple[str, ...]) -> list[str]:
-    """The fields of the model at a place in the recipe."""
+def known_fields(place: Place) -> list[str]:
+    """The fields that a recipe has at a place."""
     model: Any = Recipe
-    for part in loc:
+    for part in place:
         field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
         models = [] if field is None else list(_models(field.annotation))
         if not models:
@@ -196,65 +309,28 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _wrong_names(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Names that nothing is registered under, and options that their strategies do not have."""
-    for step in ("source", "target", "everything"):
-        part = getattr(recipe, step)
-        if part.backbone:
-            yield from _wrong((step, "backbone"), part.backbone, BackboneSpec)
-        if part.transfer:
-            yield from _wrong_transfer((step, "transfer"), part.transfer)
-    yield from _wrong(("fuse", "strategy"), recipe.fuse.strategy, FusionSpec, recipe.fuse.options)
-    if recipe.fuse.transfer:
-        yield from _wrong_transfer(("fuse", "transfer"), recipe.fuse.transfer)
-    if recipe.update:
-        yield from _wrong_transfer(("update",), recipe.update)
-
-
-def _wrong_transfer(
-    loc: tuple[str, ...], transfer: Transfer
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    own = {name: value for name, value in transfer.options.items() if name not in SETTINGS}
-    yield from _wrong((*loc, "method"), transfer.method, TransferSpec, own, SETTINGS)
-
-
-def _wrong(
-    loc: tuple[str, ...], name: str, kind: type[AnySpec], options: Mapping[str, Any] | None = None,
-    also: tuple[str, ...] = (),
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    try:
-        if kind is BackboneSpec and not isinstance(parse(name), Name):
-            return
-        spec: AnySpec = find(name, kind)
-    except (BadName, UnknownName, PluginError) as error:
-        yield loc, str(error)
-        return
-    known = [option.name for option in options_of(spec)]
-    for option in options or ():
-        if option not in known:
-            near = suggest(option, [*known, *also])
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-            yield (*loc[:-1], option), f"{spec.name} has no such option{hint}"
-
-
-def _lines(node: Any, loc: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    yield loc, node.start_mark.line + 1
+def _lines(node: Any, place: Place, twice: list[Problem]) -> Iterator[tuple[Place, int]]:
+    """The line of every field; a field that stands twice goes into `twice`."""
+    yield place, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
+        seen: set[Place] = set()
         for key, value in node.value:
-            inner = (*loc, str(key.value))
-            yield from _lines(value, inner)
+            inner = (*place, str(key.value))
+            if inner in seen:
+                twice.append((inner, "stands here twice"))
+            seen.add(inner)
+            yield from _lines(value, inner, twice)
             yield inner, key.start_mark.line + 1
 
 
-def _line(lines: Mapping[tuple[str, ...], int], loc: tuple[str, ...]) -> int | None:
+def _error(file: str, lines: Mapping[Place, int], problems: Iterable[Problem]) -> RecipeError:
+    told = [(_line(lines, place), ".".join(place), problem)
+            for place, problem in dict(problems).items()]
+    return RecipeError(file, sorted(told, key=lambda each: each[0] or 0))
+
+
+def _line(lines: Mapping[Place, int], place: Place) -> int | None:
     """The line of a field, or of the nearest thing around it."""
-    while loc and loc not in lines:
-        loc = loc[:-1]
-    return lines.get(loc)
-
-
-# Keywords of zoo.transfer that a recipe may set, beside method and epochs.
-SETTINGS = (
-    "lr", "batch_size", "optimizer", "weight_decay", "schedule", "warmup_epochs", "loss",
-    "label_smoothing", "activation", "augment", "patience", "clip_grad", "precision", "workers",
-)
+    while place and place not in lines:
+        place = place[:-1]
+    return lines.get(place)

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-import re
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import zoo
 from zoo.cache import cache_folder, read_json, write_json
-from zoo.discovery import Loaded, Plugin, discovery
+from zoo.discovery import Loaded, Plugin, contained, discovery
 from zoo.errors import BadName, PluginError, UnknownName
 from zoo.names import Name, parse, suggest
-from zoo.specs import (
-    AnySpec,
-    BackboneSpec,
-    DatasetSpec,
-    FusionSpec,
-    Spec,
-    TransferSpec,
-)
+from zoo.names import natural as natural
+from zoo.specs import KINDS, AnySpec, BackboneSpec, DatasetSpec, FusionSpec, Spec, TransferSpec
 
 S = TypeVar("S", bound=AnySpec)
 
 _TYPES: tuple[type[AnySpec], ...] = (BackboneSpec, FusionSpec, TransferSpec, DatasetSpec)
+_ANY = "backbone, fusion, transfer or dataset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +59,28 @@ def info(name: str) -> AnySpec:
 
     Raises UnknownName with the nearest spellings.
     """
-    return _find(name, "thing")
+    return _find(name, _ANY)
 
 
 def load(spec: Spec) -> Callable[..., Any]:
-    """Import what `spec.build` names. Raises PluginError when it is not there."""
+    """Import what `spec.build` names. Raises PluginError when that fails."""
     return resolve(spec.build, spec.name)
 
 
 def resolve(target: str, owner: str) -> Callable[..., Any]:
     """Import `"module:attribute"` for the registered name `owner`."""
     module, _, attribute = target.partition(":")
-    try:
+    with contained(_owner(owner), f"{owner} is built by {target!r}"):
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(owner, None, f"{target}: {error}") from error
     return cast(Callable[..., Any], found)
+
+
+def _owner(name: str) -> Plugin:
+    namespace = name.partition("/")[0]
+    return discovery().get(namespace) or Plugin(
+        namespace=namespace, module="", distribution="", version="")
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -89,8 +90,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 def list_fusions(pattern: str = "*", *, kind: str | None = None) -> list[str]:
     """Full names of the fusion strategies; `kind` is weights, features or outputs."""
-    if kind is not None and kind not in ("weights", "features", "outputs"):
-        raise UnknownName(kind, "kind of fusion", ("weights", "features", "outputs"))
+    if kind not in (None, *KINDS):
+        raise UnknownName(str(kind), "kind of fusion", KINDS)
     return [row.name for row in listing(pattern)
             if row.type == "fusion" and kind in (None, row.kind)]
 
@@ -117,21 +118,19 @@ def listing(pattern: str = "*") -> list[Listed]:
     every namespace. Namespaces that cannot be loaded are left out; `plugins()` says why.
     """
     prefix, slash, local = pattern.rpartition("/")
-    namespaces = [prefix.replace("_", "-")] if _is_literal(prefix) and slash else [
-        namespace for namespace in discovery().found
-        if not slash or fnmatch.fnmatchcase(namespace, prefix)
-    ]
-    rows: list[Listed] = []
-    for namespace in namespaces:
-        rows.extend(_rows(namespace, local))
-    return rows
+    if slash and _is_literal(prefix):
+        namespaces = [prefix.replace("_", "-")]
+    else:
+        namespaces = [namespace for namespace in discovery().found
+                      if not slash or fnmatch.fnmatchcase(namespace, prefix)]
+    return [row for namespace in namespaces for row in _rows(namespace, local)]
 
 
 def _rows(namespace: str, pattern: str) -> list[Listed]:
     plugin = discovery().get(namespace)
     if plugin is None:
         return []
-    rows = _cached_rows(plugin)
+    rows = _remembered(plugin)
     if rows is None:
         try:
             rows = _fresh_rows(plugin, pattern)
@@ -153,9 +152,10 @@ def _fresh_rows(plugin: Plugin, pattern: str) -> list[Listed]:
     loaded = discovery().load(plugin.namespace)
     rows = [_row(plugin.namespace, spec) for spec in loaded.specs.values()]
     if loaded.catalog is None:
-        _NamesCache().put(plugin, rows)
+        _remember(plugin, rows)
         return rows
-    names = loaded.catalog.search(pattern)
+    with contained(loaded.plugin, f"its catalogue cannot search for {pattern!r}"):
+        names = [str(name) for name in loaded.catalog.search(pattern)]
     return rows + [Listed(f"{plugin.namespace}/{name}", "backbone", "", "") for name in names]
 
 
@@ -165,106 +165,103 @@ def _row(namespace: str, spec: AnySpec) -> Listed:
     return Listed(f"{namespace}/{spec.name}", spec.kind_name, kind, spec.summary)
 
 
-def _cached_rows(plugin: Plugin) -> list[Listed] | None:
-    return _NamesCache().get(plugin) if _is_cached(plugin) else None
-
-
 def _find(given: str, kind: str) -> AnySpec:
     try:
         name = parse(given)
     except BadName as error:
-        if given.count("/") == 1 and ":" not in given:
-            raise UnknownName(given, kind, hint=f"for a Hub repository write 'hf-hub:{given}', "
-                              f"for a path './{given}'") from None
         raise UnknownName(given, kind, hint=error.problem) from None
     if not isinstance(name, Name):
-        raise UnknownName(given, kind, hint="a path or an address is not a registered name")
-    for namespace in [name.namespace] if name.namespace else list(discovery().core):
-        if discovery().get(namespace) is None:
-            break
+        raise UnknownName(str(given), kind, hint="a path or an address is no registered name")
+    for namespace in _searched(name):
         spec = _in(discovery().load(namespace), name.local)
         if spec is not None:
             return replace(spec, name=f"{namespace}/{spec.name}")
     raise _unknown(given, name, kind)
 
 
+def _searched(name: Name) -> list[str]:
+    """The namespaces in which a name is looked for: its own; for a bare one the core's."""
+    if name.namespace is None:
+        return list(discovery().core)
+    return [name.namespace] if discovery().get(name.namespace) else []
+
+
 def _in(loaded: Loaded, local: str) -> AnySpec | None:
-    if local in loaded.specs:
-        return loaded.specs[local]
-    if local in loaded.aliases:
-        new = loaded.aliases[local]
+    spec = loaded.specs.get(loaded.aliases.get(local, local))
+    if spec is None and loaded.catalog is not None:
+        with contained(loaded.plugin, f"its catalogue cannot find {local!r}"):
+            spec = loaded.catalog.find(local)
+            if spec is not None and not isinstance(spec, _TYPES):
+                raise TypeError(f"it gave {type(spec).__name__}, expected a spec")
+    if spec is not None and local in spec.aliases:
         namespace = loaded.plugin.namespace
-        warnings.warn(f"{namespace}/{local} is now called {namespace}/{new}",
-                      DeprecationWarning, stacklevel=5)
-        return loaded.specs[new]
-    if loaded.catalog is None:
-        return None
-    spec = loaded.catalog.find(local)
-    if spec is not None and not isinstance(spec, _TYPES):
-        raise PluginError(loaded.plugin.namespace, loaded.plugin.distribution,
-                          f"its catalogue found {type(spec).__name__}, expected a spec")
+        warnings.warn(f"{namespace}/{local} is now called {namespace}/{spec.name}",
+                      DeprecationWarning, stacklevel=_level_of_caller())
     return spec
 
 
+def _level_of_caller() -> int:
+    """The stacklevel, for the function that asks, of the first line outside of zoo."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "zoo":
+        frame = frame.f_back
+        level += 1
+    return level
+
+
 def _unknown(given: str, name: Name, kind: str) -> UnknownName:
-    """Near names: of this kind, in this namespace or, for a bare name, in the core; the installed
-    namespaces when the namespace itself is unknown."""
-    namespaces = [name.namespace] if name.namespace else list(discovery().core)
-    if name.namespace and discovery().get(name.namespace) is None:
-        near = suggest(name.namespace, discovery().found)
-        hint = (f"no installed plugin owns the namespace {name.namespace!r}; "
-                f"for a Hub repository write 'hf-hub:{given}'")
-        return UnknownName(given, kind, [f"{namespace}/{name.local}" for namespace in near],
-                           f", or: {hint}" if near else hint)
+    """With near names: of this kind, in this namespace or, for a bare name, in the core; with the
+    near namespaces when nobody owns this one."""
+    elsewhere = (f"for a Hub repository write 'hf-hub:{given}', for a path './{given}'"
+                 if name.namespace and kind in (_ANY, BackboneSpec.kind_name) else "")
+    namespaces = _searched(name)
+    if not namespaces:
+        near = [f"{namespace}/{name.local}"
+                for namespace in suggest(name.namespace or "", discovery().found)]
+        nobody = f"no installed plugin owns the namespace {name.namespace!r}"
+        return UnknownName(given, kind, near, _joined(nobody, elsewhere))
     rows = [row for namespace in namespaces for row in _rows(namespace, "*")]
-    known = [row.name for row in rows if kind in ("thing", row.type)]
-    folded = {known_name.partition("/")[2]: known_name for known_name in known}
-    near = [folded[local] if name.namespace else local
-            for local in suggest(name.local, folded)]
-    return UnknownName(given, kind, near, "" if near else "see `zoo ls`")
+    full = {row.name.partition("/")[2]: row.name for row in reversed(rows)
+            if kind in (_ANY, row.type)}
+    near = [full[local] if name.namespace else local for local in suggest(name.local, full)]
+    listed = (f"see `zoo ls '{name.namespace}/*'`" if name.namespace else
+              f"see `zoo ls`, or write './{given}' for a path")
+    return UnknownName(given, kind, near, _joined("" if near else listed, elsewhere))
 
 
-class _NamesCache:
-    """Names by namespace in one small JSON file, each entry good for one distribution and
-    version."""
+def _joined(*hints: str) -> str:
+    return "; ".join(filter(None, hints))
 
-    def __init__(self) -> None:
-        self.path = cache_folder() / "names.json"
 
-    def get(self, plugin: Plugin) -> list[Listed] | None:
-        entry = (read_json(self.path) or {}).get(plugin.namespace, {})
-        if entry.get("key") != _key(plugin):
-            return None
-        return [Listed(*row) for row in entry["rows"]]
+def _remembered(plugin: Plugin) -> list[Listed] | None:
+    """The rows of a namespace as its distribution in this version listed them before."""
+    kept = read_json(_rows_file(plugin)) if _may_remember(plugin) else None
+    if kept is None or kept.get("key") != _key(plugin):
+        return None
+    try:
+        return [Listed(*row) for row in kept["rows"]]
+    except (KeyError, TypeError):
+        return None
 
-    def put(self, plugin: Plugin, rows: Iterable[Listed]) -> None:
-        if not _is_cached(plugin):
-            return
-        entries = read_json(self.path) or {}
-        entries[plugin.namespace] = {
-            "key": _key(plugin),
-            "rows": [[row.name, row.type, row.kind, row.summary] for row in rows],
-        }
-        write_json(self.path, entries)
+
+def _remember(plugin: Plugin, rows: Sequence[Listed]) -> None:
+    if _may_remember(plugin):
+        write_json(_rows_file(plugin), {"key": _key(plugin), "rows": [*map(astuple, rows)]})
+
+
+def _rows_file(plugin: Plugin) -> Path:
+    return cache_folder() / "names" / f"{plugin.namespace}.json"
 
 
 def _key(plugin: Plugin) -> list[str]:
-    return [plugin.distribution, plugin.version, plugin.module]
+    return [plugin.distribution, plugin.version, plugin.module, zoo.__version__]
 
 
-def _is_cached(plugin: Plugin) -> bool:
-    """The core's own names are cheaper to ask for than to cache, and an editable install changes
+def _may_remember(plugin: Plugin) -> bool:
+    """The core's own names are cheaper to ask for than to keep, and an editable install changes
     without a new version."""
     return plugin.distribution != "fusion-zoo" and not plugin.editable and not plugin.error
-
-
-def natural(text: str) -> list[tuple[int, int | str]]:
-    """A sort key under which `resnet9` comes before `resnet18`."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in _parts(text)]
-
-
-def _parts(text: str) -> Iterator[str]:
-    return filter(None, re.split(r"(\d+)", text.lower()))
 
 
 def _is_literal(text: str) -> bool:

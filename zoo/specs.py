@@ -4,9 +4,10 @@ describes itself must not pay for torch."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from zoo.errors import SpecError
 
@@ -15,6 +16,7 @@ SCOPES = ("slice", "tensor", "model")
 TAKES = ("vectors", "tokens", "maps")
 FUSION_USES = frozenset({"base", "data", "labels", "module", "graph", "score"})
 TRANSFER_USES = frozenset({"unlabelled", "teachers"})
+FAMILIES = ("traditional", "adversarial-transfer", "adversarial-training", "distillation")
 
 _BUILD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _NAME = re.compile(r"([a-z][a-z0-9_-]*/)?[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -48,9 +50,11 @@ class Spec:
                    "name", "letters, digits and '._+-', like 'gated'")
         self._want(isinstance(self.build, str) and bool(_BUILD.fullmatch(self.build)),
                    "build", "'module:attribute', like 'zoo_acme.gated:build'")
-        self._freeze("aliases")
-        for alias in self.aliases:
-            self._want(bool(_NAME.fullmatch(alias)), "aliases", "a sequence of names")
+        for field in ("summary", "paper", "license", "loads_since"):
+            self._want(isinstance(getattr(self, field), str), field, "text")
+        self._freeze("aliases", tuple)
+        self._want(all(isinstance(alias, str) and _NAME.fullmatch(alias) for alias in self.aliases),
+                   "aliases", "a sequence of names")
 
     def _want(self, right: bool, field: str, expected: str) -> None:
         if not right:
@@ -58,10 +62,10 @@ class Spec:
             raise SpecError(f"{type(self).__name__}({self.name!r}): {field} is {given!r}, "
                             f"expected {expected}")
 
-    def _freeze(self, field: str) -> None:
+    def _freeze(self, field: str, frozen: Callable[[Iterable[Any]], Any]) -> None:
         value = getattr(self, field)
         self._want(isinstance(value, Iterable) and not isinstance(value, str), field, "a sequence")
-        object.__setattr__(self, field, tuple(value))
+        object.__setattr__(self, field, frozen(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,22 +91,46 @@ class BackboneSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._freeze("input_size")
-        self._want(len(self.input_size) == 3 and all(n > 0 for n in self.input_size),
+        self._freeze("input_size", tuple)
+        self._want(len(self.input_size) == 3
+                   and all(isinstance(n, int) and n > 0 for n in self.input_size),
                    "input_size", "(channels, height, width)")
+        self._want(isinstance(self.feature_dim, int) and self.feature_dim >= 0,
+                   "feature_dim", "a whole number, 0 when unknown")
+        self._want(isinstance(self.weights, str), "weights", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusionSpec(Spec):
-    """A way of making one model of several.
+    """A way of making one model of several. What `build` is depends on the kind:
+
+    weights: a function `(tensors, *, base, key, weight, …options) -> Tensor`; scope `"slice"`
+        adds `offset` and `shape`, and scope `"model"` makes it `(states, *, base, weights,
+        …options) -> state`, `weights` by key. It takes those keywords that it needs. Pure: it
+        changes no input, moves nothing, draws no random numbers of its own.
+    features: `(dims, *, …options) -> nn.Module`, from a list of [B, Dᵢ] to [B, D], with
+        `out_features` D.
+    outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
+        features=None) -> log-probabilities [B, C]`. One that learns has `fit(logits, labels)`
+        and a buffer `fitted`, says `uses={"data", "labels"}`, and is fitted once, by
+        `fuse(…, data=)`.
+
+    Options are keyword-only arguments with JSON values and a default, each described in one line
+    `name: text` under `Options:` in the docstring.
 
     kind: `"weights"`, `"features"` or `"outputs"`. members: fewest and most (None: no limit).
-    uses: what the core passes as keywords, of base, data, labels, module, graph, score.
+    uses: what the core must be given to pass on, of base, data, labels, module, graph, score.
     symmetric: the order of the members does not matter. idempotent: fusing k copies of a model
     gives it back. scope (weights): what one call sees, `"slice"`, `"tensor"` or `"model"`; a
-    mapping `{option: {value: scope}}` where it depends on an option. measure (weights):
-    `"module:attribute"` of the optional first pass. takes (features): `"vectors"` [B, D],
-    `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
+    mapping `{option: {value: scope}}` where it depends on an option.
+
+    measure (weights): `"module:attribute"` of a function with the arguments of `build`, for what
+    the strategy must know of the whole model first. It is called for every tensor, and its answers
+    (numbers or small tensors) are added up over the model. `measured`, which both functions may
+    take, is the tuple of the sums so far, one per pass. A new pass begins until it answers None,
+    at most eight times.
+
+    takes (features): `"vectors"` [B, D], `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
     """
 
     kind_name: ClassVar[str] = "fusion"
@@ -119,28 +147,43 @@ class FusionSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._want(self.kind in KINDS, "kind", " or ".join(map(repr, KINDS)))
-        self._freeze("members")
+        self._freeze("members", tuple)
         fewest, most = (*self.members, None, None)[:2]
         self._want(len(self.members) == 2 and isinstance(fewest, int) and fewest >= 1
-                   and (most is None or most >= fewest), "members", "(fewest, most or None)")
-        object.__setattr__(self, "uses", frozenset(self.uses))
+                   and (most is None or (isinstance(most, int) and most >= fewest)),
+                   "members", "(fewest, most or None)")
+        self._freeze("uses", frozenset)
         self._want(self.uses <= FUSION_USES, "uses", f"a subset of {sorted(FUSION_USES)}")
-        scopes = [self.scope] if isinstance(self.scope, str) else [
-            scope for values in self.scope.values() for scope in values.values()]
-        self._want(all(scope in SCOPES for scope in scopes), "scope", " or ".join(SCOPES))
-        self._want(not self.measure or bool(_BUILD.fullmatch(self.measure)),
+        self._check_scope()
+        self._want(self.measure == "" or (isinstance(self.measure, str)
+                                          and bool(_BUILD.fullmatch(self.measure))),
                    "measure", "'module:attribute' or ''")
         self._want(self.takes in TAKES, "takes", " or ".join(map(repr, TAKES)))
+
+    def _check_scope(self) -> None:
+        expected = f"{' or '.join(map(repr, SCOPES))}, or {{option: {{value: one of these}}}}"
+        if isinstance(self.scope, str):
+            self._want(self.scope in SCOPES, "scope", expected)
+            return
+        self._want(
+            isinstance(self.scope, Mapping) and bool(self.scope) and all(
+                isinstance(values, Mapping) and all(scope in SCOPES for scope in values.values())
+                for values in self.scope.values()), "scope", expected)
+        object.__setattr__(self, "scope", MappingProxyType(
+            {option: MappingProxyType(dict(values)) for option, values in self.scope.items()}))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSpec(Spec):
-    """A way of training a model: `build(model, *, criterion, …options)` gives an
-    `zoo.transfers.objective.Objective`, or a sequence of `Phase` for methods in several parts.
+    """A way of training a model: `build(model, *, criterion, …options)` gives a
+    `zoo.transfers.objective.Objective`, which says what trains and what the loss of a batch is,
+    or a sequence of `Phase`, for a method in several parts. Options as in FusionSpec.
 
     family: `"traditional"`, `"adversarial-transfer"`, `"adversarial-training"` or
-    `"distillation"`. uses: what the core passes as keywords, of unlabelled (target images are
-    part of every batch) and teachers (a list of frozen models).
+    `"distillation"`. uses: what the method learns from beside labelled images: `"unlabelled"`
+    puts target images into every batch and must be given; `"teachers"` allows frozen models,
+    whose embeddings and logits come with every batch, and which the builder gets as the keyword
+    `teachers` if it takes it.
     """
 
     kind_name: ClassVar[str] = "transfer"
@@ -150,7 +193,8 @@ class TransferSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "uses", frozenset(self.uses))
+        self._want(self.family in FAMILIES, "family", " or ".join(map(repr, FAMILIES)))
+        self._freeze("uses", frozenset)
         self._want(self.uses <= TRANSFER_USES, "uses", f"a subset of {sorted(TRANSFER_USES)}")
 
 
@@ -169,8 +213,9 @@ class DatasetSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._freeze("splits")
-        self._want(bool(self.splits), "splits", "at least one name")
+        self._freeze("splits", tuple)
+        self._want(bool(self.splits) and all(isinstance(split, str) for split in self.splits),
+                   "splits", "at least one name")
 
 
 AnySpec = BackboneSpec | FusionSpec | TransferSpec | DatasetSpec

@@ -6,31 +6,31 @@ A single network of timm's is a plain timm folder; whatever is ours stands under
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from torch import Tensor, nn
 
 import zoo
-from zoo.backbones import Preprocessing
-from zoo.backbones.activations import swap_activations
 from zoo.backbones.folders import from_config, hub_folder, timm_config
-from zoo.building import build_net, measure_features, without_weights
+from zoo.building import measure_features, without_weights
 from zoo.card import model_card
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
 from zoo.errors import BadName, FormatError, MissingPlugin, ZooError
-from zoo.model import Blueprint, Fusion, Member, Model
-from zoo.names import Address, Name, parse
+from zoo.model import Member, Model
+from zoo.names import MODEL_SCHEMES, Address, is_path, parse
+from zoo.rebuilding import rebuild
 from zoo.registry import find
-from zoo.registry import load as load_builder
 from zoo.specs import BackboneSpec, FusionSpec
 from zoo.tensors import atomic_folder, current_folder, load_tensors, save_tensors
 
@@ -39,37 +39,48 @@ UNDERSTOOD: frozenset[str] = frozenset()
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
+_OURS = re.compile(r"config\.json|README\.md|.+\.safetensors(\.index\.json)?|\.DS_Store")
+# What `made_with` says of the saving; the rest is the model's recipe.
+_SAVING = ("norms", "licences", "versions", "sha256")
+# torch's own allocations begin at multiples of 64 bytes, and kernels round differently elsewhere.
+_ALIGNMENT = 64
+
 
 def save(
-    model: Model, out: str | Path, *, max_shard_bytes: int | None = None
+    model: Model, out: str | os.PathLike[str], *, max_shard_bytes: int | None = None
 ) -> Path:
     """Write a model as a folder, all at once: after a kill there is the old folder or the new one.
 
-    out: replaced if it is an earlier model, refused if it holds anything else. max_shard_bytes:
-        split the weights into files of at most this size (a plain timm folder is never split).
+    out: replaced if it is an earlier model and nothing else, refused if it holds anything else.
+    max_shard_bytes: split the weights into files of at most this size (a plain timm folder is
+        never split).
     Gives the folder. Raises FormatError when it may not be replaced.
     """
+    if not isinstance(model, Model):
+        raise ZooError(f"save writes a zoo.Model, and a {type(model).__name__} is not one; "
+                       "zoo.backbone builds one, zoo.fuse too")
     folder = Path(out).expanduser()
-    timm = timm_config(model) if model.kind == "single" else None
+    timm = _plain_config(model)
     described = {
         "format": FORMAT,
-        "requires": _requirements(model, plain=timm is not None),
+        "requires": [] if timm else _requirements(model),
         "must_understand": [],
         "model": model.describe(),
     }
-    with atomic_folder(folder, _is_model) as fresh:
-        hashes = save_tensors(_state(model), fresh / WEIGHTS,
+    with atomic_folder(folder, _is_only_a_model) as fresh:
+        hashes = save_tensors(network(model).state_dict(), fresh / WEIGHTS,
                               max_shard_bytes=None if timm else max_shard_bytes)
         described["made_with"] = {**_made_with(model), "sha256": hashes}
         config = {**(timm or {}), "zoo": described}
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+        (fresh / CONFIG).write_text(text, "utf-8")
         (fresh / "README.md").write_text(model_card(model, described, plain=timm is not None),
                                          "utf-8")
     return folder
 
 
 def load(
-    path: str | Path | Address,
+    path: str | os.PathLike[str] | Address,
     *,
     device: str | torch.device | None = "auto",
     dtype: str | torch.dtype | None = None,
@@ -80,21 +91,22 @@ def load(
     what it needs is not installed, WeightsError when the Hub cannot give it.
     """
     where = resolve_device(device)
-    folder, address = _folder(path)
+    folder, origin = _folder(path)
     config = read_config(folder)
     described = config.get("zoo")
-    if described is None:
-        model = _plain_timm(folder, config)
-    else:
-        _check(folder, described)
-        model = _build(folder, config, described)
-        model.recipe = dict(described.get("made_with", {}).get("recipe", {}))
+    if described is not None:
+        _check(folder / CONFIG, described)
+    with torch.random.fork_rng(devices=[]):
+        model = rebuild(folder / CONFIG, config)
     _assign(folder, model)
     if described is None:
         measure_features(next(model.each_member()))
-    if address:
+    else:
+        model.recipe = _recipe(described.get("made_with", {}))
+    if origin:
         for member in model.each_member():
-            member.source.setdefault("address", address)
+            kept = {key: value for key, value in member.source.items() if key != "sha256"}
+            member.source = kept | origin
     return model.eval().to(where, resolve_dtype(dtype) if dtype is not None else None)
 
 
@@ -102,12 +114,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a model folder. Raises FormatError when it is none."""
     file = folder / CONFIG
     if not folder.exists():
-        raise FormatError(folder, "there is no such folder")
+        raise FormatError(folder, "there is no such folder; a registered network is built by "
+                          "zoo.backbone, a Hub repository is 'hf-hub:org/name'")
     if not file.is_file():
         raise FormatError(folder, f"is no model: it has no {CONFIG}")
     try:
-        config = json.loads(file.read_text("utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        config = json.loads(file.read_text("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise FormatError(file, f"is damaged: {error}") from None
     if not isinstance(config, dict) or not ("zoo" in config or "architecture" in config):
         raise FormatError(file, "is not a model of zoo or timm: it has neither the key 'zoo' nor "
@@ -115,42 +128,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
-    """The sha256 of a state: of every name, dtype, shape and byte, in the order of the names."""
-    running = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        running.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        running.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return running.hexdigest()
+def network(model: Model) -> nn.Module:
+    """The one network of a single model; the model itself when it has several."""
+    return next(model.each_member()).net if model.kind == "single" else model
 
 
-def _folder(path: str | Path | Address) -> tuple[Path, str]:
-    """Where it lies on this machine, and its address with the resolved commit if it has one."""
-    reference = path if isinstance(path, Address) else _parsed(path)
-    if isinstance(reference, Address) and reference.scheme == "hf-hub":
-        folder, commit = hub_folder(reference.location, reference.revision)
-        return folder, str(Address("hf-hub", reference.location, commit))
-    if isinstance(reference, Address):
-        if reference.scheme != "local-dir":
-            raise BadName(str(reference), "a model's address is 'hf-hub:…' or 'local-dir:…'")
-        reference = Path(reference.location).expanduser()
-    return current_folder(Path(str(reference))), ""
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
 
 
-def _parsed(path: str | Path) -> Name | Address | Path:
-    """A plain string is a path here, unless it is an address."""
-    if isinstance(path, str) and re.match(r"[a-z-]{3,}:", path):
-        return parse(path) if isinstance(parse(path), Address) else Path(path)
-    return Path(path).expanduser()
+def _folder(path: str | os.PathLike[str] | Address) -> tuple[Path, dict[str, str]]:
+    """Where it lies on this machine; from the Hub, also which repository and commit it is."""
+    reference: object = path
+    # A plain string is a path here, unless it is an address.
+    if isinstance(path, str) and not is_path(path) and re.match(r"[a-z][a-z0-9-]+:", path):
+        reference = parse(path)
+    if not isinstance(reference, Address):
+        return current_folder(Path(str(path)).expanduser()), {}
+    if reference.scheme not in MODEL_SCHEMES:
+        raise BadName(str(reference), "a model's address is 'hf-hub:…' or 'local-dir:…'")
+    if reference.scheme == "hf-hub":
+        return hub_folder(reference)
+    return current_folder(Path(reference.location).expanduser()), {}
 
 
-def _state(model: Model) -> dict[str, Tensor]:
-    net = next(model.each_member()).net if model.kind == "single" else model
-    return dict(net.state_dict())
-
-
-def _is_model(folder: Path) -> bool:
+def _is_only_a_model(folder: Path) -> bool:
+    """Whether nothing is lost when the folder is replaced but a model."""
+    if not all(_OURS.fullmatch(file.name) and file.is_file() for file in folder.iterdir()):
+        return False
     try:
         read_config(folder)
     except FormatError:
@@ -158,189 +163,143 @@ def _is_model(folder: Path) -> bool:
     return True
 
 
+def _plain_config(model: Model) -> dict[str, Any] | None:
+    """What makes the folder a plain timm model, if timm alone builds exactly this network."""
+    config = timm_config(model) if model.kind == "single" else None
+    member = next(model.each_member())
+    if config is None or member.blueprint is None:
+        return None
+    if not member.blueprint.backbone.startswith("timm/"):  # a plugin may have changed timm's
+        twin = without_weights(lambda: from_config(config, Path(CONFIG)))
+        if str(twin) != str(member.net):
+            return None
+    return config
+
+
 def _made_with(model: Model) -> dict[str, Any]:
     """How it was made, for people and for reproducing it."""
-    recipe = model.recipe
+    made = {
+        "strategy": None, "options": {}, "seed": None,
+        "sources": [{"name": member.name, **member.source} for member in model.each_member()],
+        **model.recipe,
+    }
     return {
-        "strategy": recipe.get("strategy"),
-        "options": recipe.get("options", {}),
-        "seed": recipe.get("seed"),
-        "sources": recipe.get("sources") or [
-            {"name": member.name, **member.source} for member in model.each_member()],
-        "norms": {member.name: member.norms for member in model.each_member()},
-        "licences": sorted({str(licence) for licence in _licences(model)}),
+        **made,
+        "norms": [{"member": member.name, "norms": member.norms}
+                  for member in model.each_member()],
+        "licences": sorted(set(_licences([made["sources"], made.get("base")]))),
         "versions": {name: metadata.version(name) for name in ("torch", "timm")}
         | {"fusion-zoo": zoo.__version__},
-        "recipe": recipe,
     }
 
 
-def _licences(model: Model) -> list[str]:
-    found = [str(source["license"]) for source in model.recipe.get("sources", [])
-             if source.get("license")]
-    for member in model.each_member():
-        if isinstance(member.net, Model):
-            found += _licences(member.net)
-        elif member.source.get("license"):
-            found.append(member.source["license"])
-    return found
+def _recipe(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of the model that was saved with this `made_with`."""
+    left = {key: value for key, value in made.items() if key not in _SAVING}
+    if not left.get("strategy"):  # a network by itself comes from where its member comes from
+        for key in ("strategy", "options", "sources"):
+            left.pop(key, None)
+    return {key: value for key, value in left.items() if value is not None}
 
 
-def _requirements(model: Model, *, plain: bool) -> list[dict[str, str]]:
+def _licences(told: object) -> Iterator[str]:
+    """Every licence that stands anywhere in where a model comes from."""
+    if isinstance(told, dict):
+        if told.get("license"):
+            yield str(told["license"]).lower()
+        told = list(told.values())
+    if isinstance(told, list):
+        for each in told:
+            yield from _licences(each)
+
+
+def _requirements(model: Model) -> list[dict[str, str]]:
     """The distributions that a loader needs beside the core, one entry per namespace."""
-    if plain:
-        return []
-    needed: dict[str, str] = {}
+    needed: dict[str, tuple[Version, str]] = {}
     for kind, name in _names(model):
         namespace = name.partition("/")[0]
         plugin = discovery().get(namespace)
         if plugin is None or namespace in discovery().core:
             continue
-        since = find(name, kind).loads_since or plugin.version
-        needed[namespace] = max(needed.get(namespace, ""), f"{plugin.distribution}>={since}")
+        since = Version(find(name, kind).loads_since or plugin.version)
+        newest = max(since, needed[namespace][0]) if namespace in needed else since
+        needed[namespace] = newest, f"{plugin.distribution}>={newest}"
     return [{"namespace": namespace, "requirement": requirement}
-            for namespace, requirement in sorted(needed.items())]
+            for namespace, (_, requirement) in sorted(needed.items())]
 
 
-def _names(model: Model) -> list[tuple[type[BackboneSpec] | type[FusionSpec], str]]:
-    names: list[tuple[type[BackboneSpec] | type[FusionSpec], str]] = []
+def _names(model: Model) -> Iterator[tuple[type[BackboneSpec] | type[FusionSpec], str]]:
     if model.fusion and model.fuser is not None:
-        names.append((FusionSpec, model.fusion.strategy))
+        yield FusionSpec, model.fusion.strategy
     for member in model.each_member():
         if isinstance(member.net, Model):
-            names += _names(member.net)
+            yield from _names(member.net)
         elif member.blueprint:
-            names.append((BackboneSpec, member.blueprint.backbone))
-    return names
+            yield BackboneSpec, member.blueprint.backbone
 
 
-def _check(folder: Path, described: Mapping[str, Any]) -> None:
-    """What a reader must know before it trusts the rest."""
-    file = folder / CONFIG
-    version = described.get("format")
-    if not isinstance(version, int):
-        raise FormatError(file, f"zoo.format is {version!r}, expected a whole number")
-    if version > FORMAT:
-        raise FormatError(file, f"is of format {version}, and this version reads up to {FORMAT}; "
+def _check(file: Path, described: Any) -> None:
+    """Whether this installation can load what the key `zoo` describes."""
+    form = described.get("format") if isinstance(described, dict) else None
+    if type(form) is not int or form < 1:
+        raise FormatError(file, "is damaged: zoo.format is no version of the format")
+    if form > FORMAT:
+        raise FormatError(file, f"has format {form}, this version reads up to {FORMAT}; "
                           "install a newer fusion-zoo")
-    unknown = sorted(set(described.get("must_understand", [])) - UNDERSTOOD)
+    unknown = sorted({str(name) for name in described.get("must_understand") or ()} - UNDERSTOOD)
     if unknown:
         raise FormatError(file, f"needs {', '.join(unknown)}, which this version does not know; "
                           "install a newer fusion-zoo")
-    for needed in described.get("requires", []):
-        _want(str(needed["namespace"]), str(needed["requirement"]), str(file))
+    for needed in described.get("requires") or ():
+        try:
+            requirement = Requirement(needed["requirement"])
+            namespace = str(needed["namespace"])
+        except (TypeError, KeyError, InvalidRequirement):
+            raise FormatError(file, f"is damaged: zoo.requires has {needed!r}") from None
+        _want(namespace, requirement, str(file))
 
 
-def _want(namespace: str, requirement: str, claimed_by: str) -> None:
+def _want(namespace: str, wanted: Requirement, claimed_by: str) -> None:
     plugin = discovery().get(namespace)
     if plugin is None:
-        raise MissingPlugin(namespace, requirement, claimed_by)
-    wanted = Requirement(requirement)
-    if not wanted.specifier.contains(plugin.version, prereleases=True):
-        raise MissingPlugin(namespace, requirement, claimed_by,
+        raise MissingPlugin(namespace, str(wanted), claimed_by)
+    same = canonicalize_name(wanted.name) == canonicalize_name(plugin.distribution)
+    if not same or not wanted.specifier.contains(plugin.version, prereleases=True):
+        raise MissingPlugin(namespace, str(wanted), claimed_by,
                             found=f"{plugin.distribution} {plugin.version}")
-
-
-def _build(folder: Path, config: Mapping[str, Any], described: Mapping[str, Any]) -> Model:
-    """The model that a config describes, its networks without weights yet."""
-    try:
-        return _from_description(folder, described["model"], config)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, ZooError):
-            raise
-        raise FormatError(folder / CONFIG, f"is damaged: {type(error).__name__} in zoo.model: "
-                          f"{error}") from error
-
-
-def _from_description(
-    folder: Path, described: Mapping[str, Any], config: Mapping[str, Any]
-) -> Model:
-    given = described["fusion"]
-    fusion = Fusion(**given) if given else None
-    plain = config if "architecture" in config else None
-    members = [_member(folder, each, plain) for each in described["members"]]
-    classes = tuple(described["classes"])
-    fuser: nn.Module | None = None
-    if fusion and fusion.kind == "features":
-        dims = [member.dim for member in members]
-        fuser = load_builder(find(fusion.strategy, FusionSpec))(dims, **fusion.options)
-    elif fusion and fusion.kind == "outputs":
-        builder = load_builder(find(fusion.strategy, FusionSpec))
-        fuser = builder(len(members), len(classes), **fusion.options)
-    return Model(members, classes=classes, fusion=fusion, fuser=fuser)
-
-
-def _member(
-    folder: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None
-) -> Member:
-    common = {name: described[name] for name in
-              ("name", "classes", "dim", "splits", "norms", "source")}
-    if "model" in described:
-        return Member(_from_description(folder, described["model"], {}), **common)
-    blueprint = Blueprint(**described["build"])
-    net = without_weights(
-        (lambda: from_config(plain, folder / CONFIG)) if plain else
-        (lambda: _from_blueprint(blueprint)))
-    return Member(net, blueprint=blueprint, **common,
-                  preprocessing=Preprocessing(**described["preprocessing"]))
-
-
-def _from_blueprint(blueprint: Blueprint) -> nn.Module:
-    net = build_net(find(blueprint.backbone, BackboneSpec), num_classes=blueprint.num_classes,
-                    pretrained=False, in_chans=blueprint.in_chans,
-                    image_size=blueprint.image_size, options=blueprint.options)
-    if blueprint.activation:
-        swap_activations(net, blueprint.activation)
-    return net
-
-
-def _plain_timm(folder: Path, config: Mapping[str, Any]) -> Model:
-    net: Any = without_weights(lambda: from_config(config, folder / CONFIG))
-    told = config.get("pretrained_cfg") or config
-    size = (told.get("input_size") or [3])
-    classes = net.label_names if len(net.label_names) == net.num_classes else tuple(
-        map(str, range(net.num_classes)))
-    blueprint = Blueprint(
-        backbone=f"timm/{config['architecture']}", num_classes=net.num_classes, in_chans=size[0],
-        image_size=net.preprocessing.size[0])
-    source = {key: told[key] for key in ("hf_hub_id", "license", "tag") if told.get(key)}
-    member = Member(net, name=f"timm/{config['architecture']}", classes=classes, dim=0,
-                    blueprint=blueprint, preprocessing=net.preprocessing, source=source)
-    return Model([member], classes=classes)
 
 
 def _assign(folder: Path, model: Model) -> None:
     """Put the stored tensors in, without a copy. Raises FormatError when they do not fit."""
-    net = next(model.each_member()).net if model.kind == "single" else model
-    tensors = load_tensors(folder)
-    wanted = {key: tensor.shape for key, tensor in net.state_dict().items()}
-    for key in sorted(wanted.keys() ^ tensors.keys()):
+    net = network(model)
+    stored = load_tensors(folder)
+    wanted = net.state_dict()
+    for key in sorted(wanted.keys() ^ stored.keys()):
         where = "is missing" if key in wanted else "belongs to no part of the model"
         raise FormatError(folder, f"does not fit its config: tensor {key!r} {where}")
-    for key, shape in wanted.items():
-        if tensors[key].shape != shape:
+    for key, like in wanted.items():
+        if stored[key].shape != like.shape:
             raise FormatError(folder, f"does not fit its config: tensor {key!r} is "
-                              f"{list(tensors[key].shape)}, expected {list(shape)}")
-    tied = _tied(net)
-    net.load_state_dict(tensors, assign=True)
-    for key, first in tied.items():
-        _tie(net, key, first)
-    for member in model.modules():
-        if isinstance(member, Member):
-            member.follow()
+                              f"{list(stored[key].shape)}, expected {list(like.shape)}")
+        if stored[key].is_floating_point() != like.is_floating_point():
+            raise FormatError(folder, f"does not fit its config: tensor {key!r} is "
+                              f"{stored[key].dtype}, expected {like.dtype}")
+    net.load_state_dict({key: _aligned(tensor) for key, tensor in stored.items()}, assign=True)
+    _tie(net, stored)
+    for module in model.modules():
+        if isinstance(module, Member) and not isinstance(module.net, Model):
+            module.follow()
 
 
-def _tied(net: nn.Module) -> dict[str, str]:
-    """Parameters that stand under several names, each with its first one."""
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+
+
+def _tie(net: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """One parameter for all names under which a tensor was stored once."""
     first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        kept = first.setdefault(id(parameter), name)
+    for name, _ in list(net.named_parameters(remove_duplicate=False)):
+        kept = first.setdefault(id(stored[name]), name)
         if kept != name:
-            tied[name] = kept
-    return tied
-
-
-def _tie(net: nn.Module, name: str, first: str) -> None:
-    owner, _, attribute = name.rpartition(".")
-    setattr(net.get_submodule(owner), attribute, net.get_parameter(first))
+            owner, _, attribute = name.rpartition(".")
+            setattr(net.get_submodule(owner), attribute, net.get_parameter(kept))

@@ -4,69 +4,71 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zoo.augmentation import augmented
 from zoo.datasets import Batches, ImageData, index_batches, to_unit
-from zoo.errors import DataError
-from zoo.features import Features, extract, take
+from zoo.errors import DataError, TrainingError
+from zoo.features import Features, extract, take, trunk_features
 from zoo.model import Model
+from zoo.settings import Settings
 from zoo.transfers.objective import Batch, Taught
-
-if TYPE_CHECKING:
-    from zoo.training import Settings
 
 
 class Stream:
     """The same data epoch after epoch, in an order that depends on (seed, epoch) alone.
 
     frozen: the model's trunk does not change, so its features are computed here, once. Without
-    augmentation the teachers' answers are too. Several processes take turns at the batches.
+    augmentation the teachers' are too. rank, world: of several processes, which take turns at the
+    batches; without `shuffled` each has them all.
     """
 
-    last: Batch
+    steps: int
+    first: Batch
 
     def __init__(
         self, model: Model, data: ImageData, settings: Settings, target: ImageData | None = None,
         teachers: Sequence[Model] = (), *, frozen: bool = False, shuffled: bool = True,
+        rank: int = 0, world: int = 1,
     ) -> None:
-        from accelerate import PartialState
-
-        state = PartialState()
-        self.rank, self.world = state.process_index, state.num_processes
         self.model = model
         self.settings = settings
         self.target = target
         self.teachers = teachers
         self.shuffled = shuffled
+        self.rank, self.world = rank, world
         self.data = with_labels(data, model.classes)
         assert self.data.labels is not None
         self.labels: Tensor = self.data.labels
         self.columns = [_columns(teacher, model.classes) for teacher in teachers]
+        self.augments = shuffled and settings.augment is not None
         self.features: Features | None = None
         self.taught: list[Features] | None = None
-        self.augments = shuffled and settings.augment is not None
-        if self.augments:
-            self.data = augmented(self.data, settings.augment, model.image_size)
-        else:
-            self._compute_once(frozen)
-        n = len(self.data)
-        self.steps = max(1, len(self._order(0)) // self.world if shuffled else len(self._order(0)))
-        self.images = min(n, self.steps * settings.batch_size)
+        if not self.augments:
+            if frozen:
+                self.features = trunk_features(model, self.data, workers=settings.workers)
+            self.taught = [_computed_once(teacher, self.data, settings) for teacher in teachers]
+        batches = len(self._order(0))
+        self.steps = batches // world if shuffled else batches
+        if self.steps == 0:
+            raise TrainingError(f"{len(self.data)} images are {batches} batch(es) of "
+                                f"{settings.batch_size}, fewer than the {world} processes; "
+                                "make batch_size smaller")
+        self.images = min(len(self.data), self.steps * settings.batch_size)
 
     def epoch(self, epoch: int, phase: int) -> Iterator[Batch]:
         """The batches of one epoch of one phase, on the model's device."""
-        order = self._order(1_000 * phase + epoch)
+        number = 100_000 * phase + epoch
+        order = self._order(number)
         if self.shuffled:
             order = order[self.rank::self.world][:self.steps]
         device = self.model.device
-        targets = self._targets(epoch) if self.target is not None else itertools.repeat(None)
+        targets = itertools.repeat(None) if self.target is None else self._targets(number)
         images: Iterator[Tensor | None] = itertools.repeat(None)
         if self.features is None:
-            images = (x for x, _ in Batches(self.data, order, self.settings.workers))
+            images = self._images(self._augmented(self.data, number), order)
         for indices, pixels, unlabelled in zip(order, images, targets, strict=False):
             rows = torch.as_tensor(indices)
             batch = Batch(labels=self.labels[rows].to(device, non_blocking=True))
@@ -76,20 +78,11 @@ class Stream:
                 batch.features = take(self.features, rows, device)
             if unlabelled is not None:
                 batch.unlabelled = to_unit(unlabelled.to(device, non_blocking=True))
-            batch.taught = self._taught(rows, batch.images)
-            self.last = batch
+            if self.teachers:
+                batch.taught = self._taught(rows, batch.images)
+            if indices is order[0]:
+                self.first = batch
             yield batch
-
-    def _compute_once(self, frozen: bool) -> None:
-        workers = self.settings.workers
-        if frozen:
-            self.features = extract(self.model, self.data, self.model.trunk, workers=workers)
-        if self.teachers:
-            self.taught = [
-                extract(teacher, self.data, lambda x, t=teacher: _answer(t, x),  # type: ignore[misc]
-                        description="teacher", workers=workers)
-                for teacher in self.teachers
-            ]
 
     def _order(self, epoch: int) -> list[list[int]]:
         size = self.settings.batch_size
@@ -98,30 +91,44 @@ class Stream:
         return index_batches(len(self.data), size, shuffle=self.shuffled, seed=self.settings.seed,
                              epoch=epoch, drop_last=single)
 
+    def _images(self, data: ImageData, order: list[list[int]]) -> Iterator[Tensor]:
+        if self.settings.workers == 0 or data.in_memory:
+            return (data.batch(indices)[0] for indices in order)  # without a loader's overhead
+        return (images for images, _ in Batches(data, order, self.settings.workers))
+
+    def _augmented(self, data: ImageData, epoch: int) -> ImageData:
+        if not self.augments:
+            return data
+        assert self.settings.augment is not None
+        return augmented(data, self.settings.augment, self.model.image_size,
+                         (self.settings.seed, epoch))
+
     def _targets(self, epoch: int) -> Iterator[Tensor]:
         """Target images without end, in batches as large as the source's."""
         assert self.target is not None
         size = min(self.settings.batch_size, len(self.target))
         for turn in itertools.count():
-            order = index_batches(len(self.target), size, shuffle=True,
-                                  seed=self.settings.seed + 1, epoch=1_000 * epoch + turn,
-                                  drop_last=True)
-            for images, _ in Batches(self.target, order[self.rank::self.world] or order,
-                                     self.settings.workers):
-                yield images
+            number = 1_000 * epoch + turn
+            order = index_batches(len(self.target), size, shuffle=True, drop_last=True,
+                                  seed=self.settings.seed, epoch=number)
+            yield from self._images(self._augmented(self.target, number),
+                                    order[self.rank::self.world] or order)
 
     def _taught(self, rows: Tensor, images: Tensor | None) -> tuple[Taught, ...]:
-        if not self.teachers:
-            return ()
-        device = self.model.device
-        if self.taught is not None:
-            answers = [take(taught, rows, device) for taught in self.taught]
-        else:
-            assert images is not None
+        taught = []
+        for number, (teacher, columns) in enumerate(zip(self.teachers, self.columns, strict=True)):
             with torch.no_grad():
-                answers = [_answer(teacher.eval(), images) for teacher in self.teachers]
-        return tuple(Taught(embedding, logits[:, columns.to(device)])
-                     for (embedding, logits), columns in zip(answers, self.columns, strict=True))
+                if self.taught is None:
+                    assert images is not None
+                    embedding, logits = _answer(teacher, images.to(teacher.device))
+                elif teacher.splits:
+                    embedding = teacher.join(take(self.taught[number], rows, teacher.device))
+                    logits = teacher.classify(embedding)
+                else:
+                    embedding, logits = take(self.taught[number], rows, teacher.device)
+            device = self.model.device
+            taught.append(Taught(embedding.to(device), logits[:, columns].to(device)))
+        return tuple(taught)
 
 
 def with_labels(data: ImageData, classes: Sequence[str]) -> ImageData:
@@ -131,17 +138,24 @@ def with_labels(data: ImageData, classes: Sequence[str]) -> ImageData:
     return data if tuple(data.classes) == tuple(classes) else data.with_classes(classes)
 
 
+def _computed_once(teacher: Model, data: ImageData, settings: Settings) -> Features:
+    """A teacher's features of all images; its embedding and logits where these need more."""
+    if teacher.splits:
+        return trunk_features(teacher, data, workers=settings.workers)
+    return extract(teacher, data, lambda x: _answer(teacher, x), description="teacher",
+                   workers=settings.workers)
+
+
 def _answer(teacher: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    features = teacher.trunk(images.to(teacher.device))
-    embedding = teacher.join(features)
-    return embedding, teacher.classify(embedding)
+    embedding = teacher.embed(images)
+    return embedding, teacher.classify(embedding) if teacher.splits else teacher(images)
 
 
-def _columns(teacher: Model, classes: Sequence[str]) -> Tensor:
+def _columns(teacher: Model, classes: Sequence[str]) -> list[int]:
     """Where a teacher has each of the student's classes. Raises DataError when it lacks one."""
     place = {name: index for index, name in enumerate(teacher.classes)}
     missing = [name for name in classes if name not in place]
     if missing:
         raise DataError(f"a teacher has no class {missing[0]!r}; it has {len(place)} classes, "
                         f"the student {len(classes)}, and the student's must be among them")
-    return torch.tensor([place[name] for name in classes])
+    return [place[name] for name in classes]

@@ -15,15 +15,16 @@ ACTIVATIONS = (
 # What bends a feature map. Sigmoids and softmaxes are gates and weights, and stay.
 _KINDS = {
     "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "CELU", "SELU", "GELU", "GELUTanh", "QuickGELU",
-    "SiLU", "Swish", "Mish", "Hardswish", "HardSwish", "HardMish", "Softplus", "Tanh",
+    "SiLU", "Swish", "Mish", "Hardswish", "HardSwish", "HardMish", "HardMishMe", "Softplus", "Tanh",
 }
 
 
 def swap_activations(net: nn.Module, name: str) -> int:
     """Replace every activation module in place and say how many there were.
 
-    name: timm's (`relu`, `gelu`, `silu`, `leaky_relu`, …). Gates (sigmoid, softmax) stay.
-    Raises OptionError for an unknown name, or when the network has no activation modules.
+    name: timm's (`relu`, `gelu`, `silu`, `leaky_relu`, …). Gates (sigmoid, softmax) stay, and so do
+    activations that are written as function calls. Raises OptionError for an unknown name, or when
+    the network has no activation modules.
     """
     if name not in ACTIVATIONS:
         near = suggest(name, ACTIVATIONS)
@@ -31,10 +32,10 @@ def swap_activations(net: nn.Module, name: str) -> int:
         raise OptionError("activation", f"no activation is called {name!r}{hint}", ACTIVATIONS)
     made = get_act_layer(name)
     places = [(parent, key) for parent in net.modules()
-              for key, child in parent.named_children() if type(child).__name__ in _KINDS]
+              for key, child in parent._modules.items() if type(child).__name__ in _KINDS]
     if not places:
         raise OptionError("activation", f"{type(net).__name__} has no activation modules to swap")
     for parent, key in places:
-        setattr(parent, key, made())
+        setattr(parent, key, made().to(next(net.parameters())))
     return len(places)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +12,31 @@ from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
 from zoo.errors import FormatError, WeightsError
+from zoo.names import Address
 
 if TYPE_CHECKING:
     from zoo.model import Model
 
 # A config comes from anywhere, and constructor arguments become memory: these, and no others.
 _MODEL_ARGS = frozenset({
-    "img_size", "in_chans", "global_pool", "class_token", "reg_tokens", "no_embed_class",
-    "init_values", "drop_rate", "drop_path_rate", "act_layer", "window_size", "pos_embed",
+    "num_classes", "img_size", "in_chans", "global_pool", "class_token", "reg_tokens",
+    "no_embed_class", "init_values", "drop_rate", "drop_path_rate", "act_layer", "window_size",
+    "pos_embed", "dynamic_img_size", "strict_img_size",
 })
-# What a timm pretrained_cfg says of where its own weights lie: not true of ours.
-_THEIRS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load",
-           "test_input_size", "test_crop_pct", "notes")
-_LARGEST_SIDE = 4096
+# The most that each of these numbers may be.
+_LIMITS = {"input_size": 4096, "img_size": 4096, "in_chans": 4096, "window_size": 64,
+           "reg_tokens": 4096, "num_classes": 1_000_000}
+# What a timm pretrained_cfg says of where its own weights lie and of a test at another size.
+_THEIRS = frozenset({
+    "url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load",
+    "min_input_size", "test_input_size", "test_crop_pct", "test_pool_size", "notes",
+    "label_names", "label_descriptions", "label_offset",
+})
 
 
 def from_config(config: Mapping[str, Any], file: Path) -> nn.Module:
-    """The network that a timm config describes, without weights.
+    """The network that a timm config describes, without weights, with its `preprocessing` and its
+    `label_names`.
 
     Raises FormatError naming the file for an unknown architecture, or an argument that a config
     may not set.
@@ -42,14 +51,46 @@ def from_config(config: Mapping[str, Any], file: Path) -> nn.Module:
     if refused:
         raise FormatError(file, f"sets {', '.join(refused)} of the constructor; of model_args only "
                           f"{', '.join(sorted(_MODEL_ARGS))} are taken from a file")
-    told = config.get("pretrained_cfg") or config
-    _want_sane_sizes(file, arguments.get("img_size"), told.get("input_size"))
-    num_classes = config.get("num_classes", told.get("num_classes"))
-    net = timm.create_model(architecture, pretrained=False, num_classes=num_classes,
-                            pretrained_cfg=None, **arguments)
-    net.preprocessing = Preprocessing.from_timm(told)
-    net.label_names = tuple(config.get("label_names") or ())
+    if "num_classes" in config:
+        arguments["num_classes"] = config["num_classes"]
+    told = dict(config.get("pretrained_cfg") or config)
+    want_sane(file, {**told, **arguments})
+    built = kept_config(config)
+    net = timm.create_model(architecture, pretrained=False, **arguments,
+                            pretrained_cfg=built["pretrained_cfg"])
+    net.preprocessing = Preprocessing.from_timm(told).for_channels(in_chans(config))
+    net.label_names = _label_names(config.get("label_names") or told.get("label_names"))
     return net  # type: ignore[no-any-return]
+
+
+def kept_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a timm config, what says how to build and prepare, whatever the number of classes."""
+    from timm.models import PretrainedCfg
+
+    told = config.get("pretrained_cfg") or config
+    known = {field.name for field in fields(PretrainedCfg)} - _THEIRS
+    arguments = config.get("model_args") or {}
+    return {
+        "architecture": config["architecture"],
+        "model_args": {key: arguments[key] for key in arguments if key != "num_classes"},
+        "pretrained_cfg": {key: told[key] for key in told if key in known},
+    }
+
+
+def in_chans(config: Mapping[str, Any]) -> int:
+    """The channels that a timm config's network takes."""
+    arguments, told = config.get("model_args") or {}, config.get("pretrained_cfg") or config
+    return int(arguments.get("in_chans") or (told.get("input_size") or [3])[0])
+
+
+def want_sane(file: Path, numbers: Mapping[str, Any]) -> None:
+    """Raises FormatError naming the file when one of the sizes and counts that it sets is none."""
+    for name, most in _LIMITS.items():
+        given = numbers.get(name)
+        for number in given if isinstance(given, (list, tuple)) else [given]:
+            if number is not None and not (type(number) is int and 0 <= number <= most):
+                raise FormatError(file, f"{name} is {given!r}, expected whole numbers up to "
+                                  f"{most:,}")
 
 
 def timm_config(model: Model) -> dict[str, Any] | None:
@@ -64,32 +105,32 @@ def timm_config(model: Model) -> dict[str, Any] | None:
     if blueprint.in_chans not in (1, 3) or not told.get("architecture"):
         return None  # plain timm cannot adapt weights of other numbers of channels
     assert member.preprocessing is not None
-    side = member.preprocessing.size[0]
-    arguments: dict[str, Any] = {}
+    preprocessing = member.preprocessing.for_channels(blueprint.in_chans)
+    arguments = dict((blueprint.config or {}).get("model_args") or {})
     if told.get("fixed_input_size"):
-        arguments["img_size"] = side
+        arguments["img_size"] = list(preprocessing.size)
     if blueprint.in_chans != 3:
         arguments["in_chans"] = blueprint.in_chans
     kept = {key: value for key, value in told.items() if key not in _THEIRS and _is_json(value)}
-    statistics = member.preprocessing.for_channels(blueprint.in_chans)
+    pool = getattr(net, "global_pool", None)
     return {
         "architecture": told["architecture"],
         "num_classes": len(model.classes),
         "num_features": int(getattr(net, "num_features", member.dim)),
-        **({"global_pool": net.global_pool} if isinstance(
-            getattr(net, "global_pool", None), str) else {}),
+        **({"global_pool": pool} if isinstance(pool, str) else {}),
         "label_names": list(model.classes),
         "model_args": arguments,
         "pretrained_cfg": {
-            **kept, "input_size": [blueprint.in_chans, side, side], "crop_pct": 1.0,
-            "mean": list(statistics.mean), "std": list(statistics.std),
-            "interpolation": statistics.interpolation, "num_classes": len(model.classes),
+            **kept, "input_size": [blueprint.in_chans, *preprocessing.size], "crop_pct": 1.0,
+            "mean": list(preprocessing.mean), "std": list(preprocessing.std),
+            "interpolation": preprocessing.interpolation, "num_classes": len(model.classes),
         },
     }
 
 
-def hub_folder(repository: str, revision: str | None) -> tuple[Path, str]:
-    """A Hub repository on this machine, and the commit it is at; pickles are not fetched.
+def hub_folder(address: Address) -> tuple[Path, dict[str, str]]:
+    """A Hub repository on this machine, and which repository and commit that is; pickles are not
+    fetched.
 
     Raises WeightsError when it cannot be had.
     """
@@ -97,22 +138,34 @@ def hub_folder(repository: str, revision: str | None) -> tuple[Path, str]:
 
     try:
         folder = Path(snapshot_download(
-            repository, revision=revision,
+            address.location, revision=address.revision,
             allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"hf-hub:{repository}{f'@{revision}' if revision else ''} cannot be had "
-                           f"({type(error).__name__}: {reason}); check the name and the network, "
-                           "or download it while online") from error
-    return folder, folder.name
+        raise WeightsError(f"{address} cannot be had: {_reason(error)}") from error
+    return folder, {"repository": address.location, "revision": folder.name}
 
 
-def _want_sane_sizes(file: Path, *sizes: Any) -> None:
-    for size in sizes:
-        for side in size if isinstance(size, (list, tuple)) else [size or 1]:
-            if not isinstance(side, int) or not 0 < side <= _LARGEST_SIDE:
-                raise FormatError(file, f"asks for images of {size}, expected whole numbers up to "
-                                  f"{_LARGEST_SIDE}")
+def _reason(error: Exception) -> str:
+    """Why a repository cannot be had, in a sentence."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner gives access on request; ask on its page, then run `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the Hub has no such repository, or it is private; check the name, or log in"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision; leave it out for the newest"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "the Hub cannot be reached and it is not in the cache; load it once while online"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}; check the name and the network"
+
+
+def _label_names(given: Any) -> tuple[str, ...]:
+    """timm writes them as a list, or as a mapping from index to name."""
+    if isinstance(given, Mapping):
+        given = [given[index] for index in sorted(given, key=int)]
+    return tuple(map(str, given or ()))
 
 
 def _is_json(value: Any) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import PretrainedCfg
 from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
+from zoo.backbones.timm_catalog import spdx
 from zoo.errors import OptionError, WeightsError
 from zoo.tensors import sha256_file
 
@@ -41,8 +44,10 @@ def build(
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) or PretrainedCfg()
     overlay, source = _fetch(name, config) if pretrained else ({}, {})
     net = _create(
-        name, pretrained, image_size,
-        num_classes=num_classes,
+        name, pretrained, image_size, source,
+        # With the pretrained head timm loads strictly; with another it would leave whatever the
+        # file lacks at random.
+        num_classes=None if pretrained else num_classes,
         in_chans=in_chans,
         img_size=image_size if config.fixed_input_size else None,
         drop_rate=drop_rate,
@@ -53,6 +58,8 @@ def build(
         raise OptionError(f"timm/{name}", "it is an encoder that cannot classify; choose another")
     if pretrained:
         _want_adapted_stem(name, net, in_chans)
+    if num_classes not in (None, net.num_classes):
+        net.reset_classifier(num_classes)
     net.pretrained_cfg.pop("file", None)  # a path on this machine is nobody else's business
     native = Preprocessing.from_timm(net.pretrained_cfg).for_channels(in_chans)
     if image_size is not None and native.size != (image_size, image_size):
@@ -75,27 +82,29 @@ def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, 
     """What timm needs to know to load the weights from here, and where they come from."""
     if not config.has_weights:
         raise WeightsError(_no_weights(name))
-    licence = {"license": config.license} if config.license else {}
+    licence = {"license": spdx(config.license)} if config.license else {}
     if not config.hf_hub_id:
         return {}, {"url": str(config.url), **licence}  # timm downloads it, weights_only=True
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = config.hf_hub_id.partition("@")
+    repository = config.hf_hub_id
     filename = config.hf_hub_filename or "model.safetensors"
     try:
         # Without a network this fails at once; timm's own download tries for 45 seconds.
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[filename])
+        folder = snapshot_download(repository, allow_patterns=[filename])
     except Exception as error:
-        raise _unreachable(name, f"hf-hub:{repository}", error) from error
+        raise _unreachable(name, repository, _reason(error)) from error
     file = Path(folder, filename)
-    source = {"repository": repository, "revision": file.parent.name, **licence}
     if not file.is_file():
-        return {}, source  # only a pickle is published: timm reads it with weights_only=True
-    return ({"file": str(file), "custom_load": False}, {**source, "sha256": sha256_file(file)})
+        raise _unreachable(name, repository, f"there is no {filename}, and pickles are not loaded")
+    return {"file": str(file), "custom_load": False}, {
+        "repository": repository, "revision": file.parent.name, "sha256": sha256_file(file),
+        **licence,
+    }
 
 
 def _create(
-    name: str, pretrained: bool, image_size: int | None, **arguments: Any
+    name: str, pretrained: bool, image_size: int | None, source: Mapping[str, str], **arguments: Any
 ) -> Any:
     """timm.create_model, which leaves out arguments that are None, with errors that say why."""
     owner = f"timm/{name}"
@@ -106,17 +115,18 @@ def _create(
             if arguments[option] is not None and f"'{option}'" in str(error):
                 raise OptionError(owner, f"this architecture has no {option}") from error
         raise
-    except OSError as error:
-        raise _unreachable(name, "its URL", error) from error
+    except (OSError, SafetensorError) as error:
+        where = source.get("repository") or source.get("url", "")
+        raise _unreachable(name, where, _reason(error)) from error
     except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
         if pretrained and isinstance(error, RuntimeError):
             raise WeightsError(
                 f"the weights of {owner} do not fit the network you ask for (in_chans="
-                f"{arguments['in_chans']}, image_size={image_size}): {_first_line(error)}; ask "
-                "for its own channels and size, or pass pretrained=False") from error
+                f"{arguments['in_chans']}, image_size={image_size}): {_reason(error)}; ask for "
+                "its own channels and size, or pass pretrained=False") from error
         if image_size is not None:
             raise OptionError(owner, f"image_size is {image_size}, which it cannot take: "
-                              f"{_first_line(error)}") from error
+                              f"{_reason(error)}") from error
         raise
 
 
@@ -133,6 +143,8 @@ def _want_adapted_stem(name: str, net: Any, in_chans: int) -> None:
 
 def _want_size(name: str, net: nn.Module, in_chans: int, asked: int, native: int) -> None:
     """Try one blank image; when it fails, look for the smallest size that works."""
+    if next(net.parameters()).is_meta:
+        return  # built without weights, which a file will bring: it cannot run yet
     problem = _failure(net, in_chans, asked)
     if not problem:
         return
@@ -154,7 +166,7 @@ def _failure(net: nn.Module, in_chans: int, side: int) -> str:
     try:
         net.eval()(torch.zeros(1, in_chans, side, side))
     except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
-        return _first_line(error)
+        return _reason(error)
     finally:
         net.train(training)
     return ""
@@ -176,12 +188,14 @@ def _label_names(net: Any) -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
-def _unreachable(name: str, where: str, error: Exception) -> WeightsError:
+def _unreachable(name: str, where: str, reason: str) -> WeightsError:
     return WeightsError(
-        f"the weights of timm/{name} cannot be had from {where} ({type(error).__name__}: "
-        f"{_first_line(error)}); check the network, fetch them once while online (they are "
-        "cached), or pass pretrained=False for random weights")
+        f"the weights of timm/{name} cannot be had from {where} ({reason}); check the network, "
+        "fetch them once while online (they are cached), or pass pretrained=False for random "
+        "weights")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """The first line of what it says, and the second where the first announces a list."""
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first

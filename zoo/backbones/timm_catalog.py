@@ -77,6 +77,11 @@ class TimmCatalog:
         return cached
 
 
+def spdx(licence: str) -> str:
+    """The SPDX identifier of a licence as timm spells it; one without an identifier stays."""
+    return _SPDX.get(licence, licence)
+
+
 def _ask_timm() -> dict[str, Any]:
     """timm's own catalogue, read in another process: importing timm takes seconds."""
     path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
@@ -121,11 +126,10 @@ def _entry(config: PretrainedCfg) -> dict[str, Any]:
                            for name, values in (("mean", config.mean), ("std", config.std)))
     papers = config.paper_ids or ()
     cited = [config.paper_name, *([papers] if isinstance(papers, str) else papers)]
-    license_ = config.license or ""
     return {
         "input_size": config.input_size,
         "summary": f"{classes}, {height} × {width} pixels, {config.interpolation}; {statistics}",
-        "license": _SPDX.get(license_, license_),
+        "license": spdx(config.license or ""),
         "paper": ", ".join(filter(None, cited)) or config.origin_url or "",
         "weights": f"hf-hub:{config.hf_hub_id}" if config.hf_hub_id else config.url or "",
     }

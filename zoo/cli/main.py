@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli import output
-from zoo.cli.values import split_options
 from zoo.errors import ZooError
+from zoo.names import suggest
+from zoo.specs import FAMILIES, KINDS, FusionSpec, TransferSpec
 
 app = typer.Typer(
     name="zoo", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     help="Pretrained image models and ways of fusing them, by name.",
 )
 
@@ -38,19 +40,37 @@ def list_(
         str | None, typer.Option("--type", help="backbone, fusion, transfer or dataset.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Of fusions: weights, features or outputs.")] = None,
+        str | None, typer.Option(help="Of fusions: weights, features or outputs; of transfers: "
+                                      "their family.")] = None,
     json: Json = False,
 ) -> None:
     """List what is registered: backbones, fusions, transfers, data sets."""
+    from zoo.discovery import discovery
     from zoo.registry import listing
 
+    _want_one_of(type_, ("backbone", "fusion", "transfer", "dataset"), "--type")
+    _want_one_of(kind, (*KINDS, *FAMILIES), "--kind")
     rows = [row for row in listing(pattern)
             if type_ in (None, row.type) and kind in (None, row.kind)]
     if pattern == "*" and type_ is None and not json:
         rows = output.without_catalogue(rows)
+    failed = discovery().failed
+    asked = failed.get(pattern.partition("/")[0].replace("_", "-"))
+    if asked:
+        raise asked
+    for namespace, error in failed.items():
+        if not discovery().found[namespace].error:
+            output.warn(str(error))
     if not rows and not json:
         raise ZooError(f"nothing matches {pattern!r}; see `zoo ls '*'` and `zoo plugins`")
     output.listing(rows, json)
+
+
+def _want_one_of(given: str | None, allowed: Sequence[str], option: str) -> None:
+    if given is not None and given not in allowed:
+        near = suggest(given, allowed, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(allowed)}"
+        raise typer.BadParameter(f"{given!r} is none; {hint}", param_hint=option)
 
 
 @app.command(epilog=output.examples(
@@ -60,16 +80,15 @@ def show(
     json: Json = False,
 ) -> None:
     """Describe a registered name with its options, or a saved model."""
-    from zoo.names import is_path
-
-    if is_path(name) or Path(name).is_dir():
-        from zoo.cli.saved import saved_config
-
-        output.saved(name, saved_config(Path(name).expanduser()), json)
-        return
+    from zoo.cli.saved import about, saved_config, saved_folder
     from zoo.options import options_of
     from zoo.registry import info
 
+    folder = saved_folder(name)
+    if folder is not None:
+        config = saved_config(folder)
+        output.saved(config, about(folder, config), json)
+        return
     spec = info(name)
     output.spec(spec, options_of(spec), json)
 
@@ -90,28 +109,36 @@ def fuse(
     data: Annotated[str | None, typer.Option(
         help="Labelled images: held-out ones to fit on; for a fusion of features, the training "
              "images of the new head.")] = None,
+    weight: Annotated[str | None, typer.Option(
+        help="Of each member, for a fusion of weights: a number, '[1, -0.5]' or "
+             "'{layer4.*: [1, 0], *: 1}'.")] = None,
+    norms: Annotated[str, typer.Option(
+        help="Batch norm after a fusion of weights: auto, pooled or reestimated.")] = "auto",
     num_classes: Annotated[int | None, typer.Option(help="Classes of a new head.")] = None,
     image_size: ImageSize = None,
     pretrained: Annotated[
         bool, typer.Option(help="Give members that are names their pretrained weights.")] = True,
     epochs: Annotated[int, typer.Option(help="Of training a fusion of features.")] = 10,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Fuse several models into one and save it. Further options are the strategy's own."""
     import zoo
+    from zoo.cli.values import split_options, value
     from zoo.registry import find
-    from zoo.specs import FusionSpec
 
-    members, options = split_options(members, context.args)
     spec = find(strategy, FusionSpec)
+    members, options = split_options([*members, *context.args], spec, zoo.fuse)
     features = spec.kind == "features"
     classes = zoo.load_data(data, role="train").classes if data and features else None
     model = zoo.fuse(
-        [output.reference(member) for member in members], strategy, device=device, seed=seed,
-        base=None if base is None else output.reference(base), pretrained=pretrained,
-        data=None if features else data, image_size=image_size,
-        num_classes=None if classes else num_classes, classes=classes, **options)
+        [output.reference(member) for member in members], strategy,
+        base=None if base is None else output.reference(base), data=None if features else data,
+        weight=None if weight is None else value(weight), norms=norms,  # type: ignore[arg-type]
+        num_classes=None if classes else num_classes, classes=classes, pretrained=pretrained,
+        image_size=image_size, device=device, dtype=dtype, seed=seed, **options)
     if features and data:
         zoo.transfer(model, data, "linear_probe", epochs=epochs, seed=seed)
     zoo.save(model, out)
@@ -143,24 +170,49 @@ def transfer(
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    optimizer: Annotated[str, typer.Option(help="By timm's name: adam, sgd, adamw, …")] = "adam",
+    weight_decay: Annotated[float, typer.Option(help="Of the optimiser.")] = 0.0,
+    schedule: Annotated[
+        str, typer.Option(help="Of the learning rate, by timm's name: none, cosine, …")] = "none",
+    warmup_epochs: Annotated[int, typer.Option(help="Epochs of rising learning rate.")] = 0,
+    loss: Annotated[str, typer.Option(help="cross_entropy, focal or bce.")] = "cross_entropy",
+    label_smoothing: Annotated[float, typer.Option(help="In [0, 1).")] = 0.0,
+    activation: Annotated[
+        str | None, typer.Option(help="Put this one in place of every other: relu, …")] = None,
+    augment: Annotated[str | None, typer.Option(
+        help="basic, a timm policy such as rand-m9-n2, or '{hflip: 0.5}'.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Epochs without improvement before it stops.")] = None,
+    clip_grad: Annotated[float | None, typer.Option(help="Largest norm of a gradient.")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A folder from which an interrupted run goes on.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train a model by a method and save it. Further options are those of zoo.transfer and the
-    method's own: --loss focal, --activation relu, --schedule cosine, --eps 0.1, …"""
+    """Train a model by a method and save it. Further options are the method's own (--eps 0.1)."""
     import zoo
-    from zoo.cli.values import value
+    from zoo.cli.values import split_options, value
+    from zoo.registry import find
 
-    _, options = split_options([], context.args)
-    trained = output.model(model, pretrained=pretrained, image_size=image_size, device=device,
+    spec = find(method, TransferSpec)
+    names, options = split_options([model, *context.args], spec, zoo.transfer)
+    if len(names) != 1:
+        raise typer.BadParameter(f"one model is trained, and {len(names)} are given: "
+                                 f"{', '.join(names) or 'none'}", param_hint="MODEL")
+    trained = output.model(names[0], pretrained=pretrained, image_size=image_size, device=device,
                            seed=seed, data=data)
     result = zoo.transfer(
         trained, data, method, val=None if val is None else value(val), unlabelled=unlabelled,
-        teachers=[zoo.load(name, device=device) for name in teacher or ()], epochs=epochs, lr=lr,
-        batch_size=batch_size, checkpoint=checkpoint, seed=seed, **options)
+        teachers=[zoo.load(output.reference(each), device=device) for each in teacher or ()],
+        epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer,
+        weight_decay=weight_decay, schedule=schedule, warmup_epochs=warmup_epochs, loss=loss,
+        label_smoothing=label_smoothing, activation=activation,
+        augment=None if augment is None else value(augment), patience=patience,
+        clip_grad=clip_grad, precision=precision, workers=workers, seed=seed,
+        checkpoint=checkpoint, **options)
     zoo.save(trained, out)
     output.transferred(result, out, json)
 
@@ -227,21 +279,25 @@ def _version(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done; 1 a user's mistake or a failure, said in one
     message; 2 a wrong command line; 130 interrupted."""
-    import warnings
-
-    if not sys.warnoptions:
-        warnings.showwarning = _say_warning
-    try:
-        app(args=None if arguments is None else list(arguments), standalone_mode=True)
-    except ZooError as error:
-        output.fail(str(error))
-        raise SystemExit(1) from None
-    except (OSError, MemoryError) as error:
-        output.fail(f"{type(error).__name__}: {error}")
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        output.fail("interrupted")
-        raise SystemExit(130) from None
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.showwarning = _say_warning
+            # Hidden by default, because the code that uses the old name is not the user's script.
+            warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
+        try:
+            app(args=None if arguments is None else list(arguments), standalone_mode=True)
+        except ZooError as error:
+            output.fail(str(error))
+        except (OSError, MemoryError) as error:
+            output.fail(f"{type(error).__name__}: {error}")
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, named without importing it
+                raise
+            output.fail(f"{error} Try a smaller --batch-size or --image-size.")
+        except KeyboardInterrupt:
+            output.fail("interrupted")
+            raise SystemExit(130) from None
+    raise SystemExit(1)
 
 
 def _say_warning(message: Any, *_: Any, **__: Any) -> None:

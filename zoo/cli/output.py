@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from zoo.training import Transferred
 
 
+# Fields that say something of one kind of fusion only.
+_ONLY_OF = {"scope": "weights", "measure": "weights", "takes": "features"}
+
+
 def examples(*commands: str) -> str:
-    """The end of a command's help."""
-    return "Examples: " + " · ".join(f"`{command}`" for command in commands)
+    """The end of a command's help, one line each."""
+    return "\n\n".join(("Examples:", *commands))
 
 
 def fail(message: str) -> None:
@@ -32,7 +36,7 @@ def fail(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    print(f"zoo: note: {message}", file=sys.stderr)
+    print(f"zoo: note: {' '.join(message.split())}", file=sys.stderr)
 
 
 def reference(text: str) -> str | Path:
@@ -83,9 +87,11 @@ def spec(found: AnySpec, options: Sequence[Option], json: bool) -> None:
             for o in options]})
         return
     print(f"{found.name} ({found.kind_name})")
-    for name, value in described(found).items():
-        if name not in ("type", "name") and value not in ("", [], None, 0):
-            print(f"  {name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    kind = getattr(found, "kind", "")
+    aside = {"type", "name", *(field for field, of in _ONLY_OF.items() if of != kind)}
+    for name, told in described(found).items():
+        if name not in aside and told not in ("", [], None, 0):
+            print(f"  {name}: {_told(name, told)}")
     if options:
         print("  options:")
     for option in options:
@@ -93,29 +99,20 @@ def spec(found: AnySpec, options: Sequence[Option], json: bool) -> None:
         print(f"    {option.name}: {option.type}{default}  {option.help}")
 
 
-def saved(path: str, config: Mapping[str, Any], json: bool) -> None:
+def _told(name: str, told: object) -> str:
+    if name == "members" and isinstance(told, list):
+        fewest, most = told
+        return f"{fewest}" if fewest == most else f"{fewest} to {most or 'any number'}"
+    if isinstance(told, list):
+        return ", ".join(map(str, told))
+    return "yes" if told is True else str(told)
+
+
+def saved(config: Mapping[str, Any], lines: Sequence[str], json: bool) -> None:
     if json:
         _json(config)
-        return
-    ours = config.get("zoo", {})
-    model_ = ours.get("model", {})
-    print(f"{path}: {config.get('architecture', 'a model')}"
-          + (f", fused by {model_['fusion']['strategy']}" if model_.get("fusion") else ""))
-    classes = model_.get("classes") or config.get("label_names") or []
-    few = f" ({', '.join(classes[:10])}{', …' if len(classes) > 10 else ''})" if classes else ""
-    print(f"  classes: {len(classes) or config.get('num_classes', '?')}{few}")
-    for member in model_.get("members", []):
-        print(f"  member: {member['name']}, {member['dim']} features, "
-              f"batch norm {member['norms']}")
-    for needed in ours.get("requires", []):
-        print(f"  requires: {needed['requirement']} (namespace {needed['namespace']})")
-    made = ours.get("made_with", {})
-    for source in made.get("sources", []):
-        print(f"  source: {source.get('name')}"
-              + "".join(f", {key} {source[key]}" for key in ("repository", "revision", "license")
-                        if source.get(key)))
-    for name, version in made.get("versions", {}).items():
-        print(f"  made with: {name} {version}")
+    else:
+        print("\n".join(lines))
 
 
 def plugins(found: Sequence[Plugin], json: bool) -> None:
@@ -196,5 +193,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*head, box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
-    # Through a pipe nothing may be cut to a terminal's width.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    # Through a pipe a row stays one line, whatever its length.
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)

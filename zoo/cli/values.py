@@ -1,50 +1,66 @@
-"""Values as they are typed on a command line."""
+"""Values and options as they are typed on a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
+import typer
 
 from zoo.errors import OptionError
+from zoo.options import options_of
+from zoo.specs import Spec
 
 
 def value(text: str) -> Any:
-    """`0.2`, `true`, `[0.3, 0.7]`, `{"*": 1}` or text, as YAML reads them; `1e-3` is a number."""
-    try:
-        return float(text) if not text.lstrip("+-").isdigit() else int(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    """`0.2`, `true`, `[0.3, 0.7]`, `{"*": 1}` or text, as in a recipe; `1e-3` is a number."""
+    import yaml
+
+    for read in (int, float, yaml.safe_load):
+        try:
+            return read(text)
+        except (ValueError, yaml.YAMLError):
+            continue
+    return text
 
 
 def split_options(
-    names: Sequence[str], extra: Sequence[str]
+    words: Sequence[str], spec: Spec, function: Callable[..., Any]
 ) -> tuple[list[str], dict[str, Any]]:
     """Plain arguments, and the options among them that only the strategy knows.
 
-    names, extra: what the parser could not place: `A B --density 0.2 --flag`. An option takes the
-    next word unless that is an option too; without one it is true.
+    words: what the parser could not place: `A B --density 0.2 --no-normalise`. An option takes the
+    next word, unless it is a flag. function: what the options are passed to; its own arguments
+    are not the strategy's. Raises BadParameter for what is no option, or has no value.
     """
+    flags = {option.name for option in options_of(spec) if option.type == "bool"}
+    own = inspect.signature(function).parameters
     plain: list[str] = []
     options: dict[str, Any] = {}
-    words = [*names, *extra]
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or word == "--":
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
             plain.append(word)
             continue
-        name, equals, text = word[2:].partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            text, equals = words.pop(0), "="
-        if name.startswith("no-") and not equals:
-            options[name[3:].replace("-", "_")] = False
+        spelling, equals, text = word.partition("=")
+        name = spelling[2:].replace("-", "_")
+        if not spelling.startswith("--") or name in own:
+            raise typer.BadParameter(f"there is no option {spelling}")
+        if equals:
+            given = value(text)
+        elif name in flags:
+            given = value(left.pop(0)) if left and left[0] in ("true", "false") else True
+        elif name.startswith("no_") and name[3:] in flags:
+            name, given = name[3:], False
+        elif left and not left[0].startswith("--"):
+            given = value(left.pop(0))
         else:
-            options[name.replace("-", "_")] = value(text) if equals else True
+            raise typer.BadParameter(f"{spelling} needs a value")
+        if name in options:
+            raise typer.BadParameter(f"{spelling} is given twice")
+        options[name] = given
     return plain, options
 
 
@@ -53,11 +69,12 @@ def attacks(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for text in given:
         name, _, rest = text.partition(":")
-        options = {}
+        if name in found:
+            raise OptionError(name, "the attack is given twice; give it once")
+        found[name] = {}
         for pair in filter(None, rest.split(",")):
             key, equals, number = pair.partition("=")
             if not equals:
                 raise OptionError(name, f"{pair!r} is no option; write {name}:eps=0.1,steps=40")
-            options[key.strip().replace("-", "_")] = value(number.strip())
-        found[name] = options
+            found[name][key.strip().replace("-", "_")] = value(number.strip())
     return found

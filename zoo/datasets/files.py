@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from zoo.datasets.fitting import fit_picture
 from zoo.datasets.images import ImageData, shortened
 from zoo.errors import DataError
-from zoo.names import suggest
+from zoo.names import natural, suggest
 
 _SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
@@ -91,15 +90,9 @@ def read_folder(
 
 def numbered(names: Sequence[str]) -> tuple[Tensor, list[str]]:
     """Labels int64 [N], and the classes that they count: the distinct names in natural order."""
-    classes = sorted(set(names), key=natural_key)
+    classes = sorted(set(names), key=natural)
     index = {name: number for number, name in enumerate(classes)}
     return torch.tensor([index[name] for name in names]), classes
-
-
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """A sorting key by which "2" comes before "10"."""
-    parts = re.split(r"(\d+)", text)
-    return [int(part) if part.isdecimal() else part for part in parts], text
 
 
 def _split_folder(folder: Path, split: str | None, role: str) -> Path:
@@ -124,7 +117,7 @@ def _split_folder(folder: Path, split: str | None, role: str) -> Path:
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted((entry.name for entry in folder.iterdir()
-                   if entry.is_dir() and not entry.name.startswith(".")), key=natural_key)
+                   if entry.is_dir() and not entry.name.startswith(".")), key=natural)
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -134,4 +127,4 @@ def _images_below(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, name) for name in files if not name.startswith(".")
                   and formats.get(Path(name).suffix.lower()) in Image.OPEN]
-    return sorted(found, key=lambda path: natural_key(str(path)))
+    return sorted(found, key=lambda path: natural(str(path)))

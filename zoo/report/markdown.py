@@ -13,7 +13,7 @@ from zoo.tensors import atomic_file
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write both files into a folder, each at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", json.dumps(report, indent=2) + "\n"),
+    for name, text in (("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
                        ("report.md", markdown(report))):
         with atomic_file(folder / name) as file:
             file.write(text.encode())
@@ -44,8 +44,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     if attacks:
         lines += ["", "## Under attack", "", *_table(
             ("", *attacks, "all of them"),
-            [(name, *(_percent(stage["attacks"][attack]["accuracy"]) for attack in attacks),
-              _percent(stage["robust"])) for name, stage in report["stages"].items()])]
+            [(name, *(percent(stage["attacks"][attack]["accuracy"]) for attack in attacks),
+              percent(stage["robust"])) for name, stage in report["stages"].items()])]
     notes = [f"- {name}: {note}" for name, stage in report["stages"].items()
              for note in stage["notes"]]
     if notes:
@@ -57,9 +57,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 def stage_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row per stage: name, model, accuracy, interval, NLL, ECE, parameters, seconds."""
     return [
-        (name, stage["model"], _percent(stage["accuracy"]),
-         f"{_percent(stage['interval'][0])} – {_percent(stage['interval'][1])}",
-         f"{stage['nll']:.4f}", f"{stage['ece']:.4f}", f"{stage['parameters']:,}",
+        (name, stage["model"], percent(stage["accuracy"]),
+         f"{percent(stage['interval'][0])} – {percent(stage['interval'][1])}",
+         _measure(stage["nll"]), _measure(stage["ece"]), f"{stage['parameters']:,}",
          f"{stage['train_seconds']:.1f}")
         for name, stage in report["stages"].items()
     ]
@@ -68,22 +68,32 @@ def stage_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def test_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row per paired test: which against which, both counts, p."""
     return [(f"{test['a']} against {test['b']}", str(test["only_a"]), str(test["only_b"]),
-             f"{test['p']:.2g}") for test in report["tests"]]
+             _p(test["p"])) for test in report["tests"]]
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Whether the fused model beats source and target by more than chance, in one sentence."""
-    outcomes = []
-    for other in ("source", "target"):
-        test = next(t for t in report["tests"] if t["a"] == "fused" and t["b"] == other)
-        if test["p"] >= 0.05:
-            outcomes.append(f"is not distinguishable from the {other} (p = {test['p']:.2g})")
-        elif test["only_a"] > test["only_b"]:
-            outcomes.append(f"beats the {other} (p = {test['p']:.2g})")
-        else:
-            outcomes.append(f"loses to the {other} (p = {test['p']:.2g})")
-    fused = _percent(report["stages"]["fused"]["accuracy"])
-    return f"The fused model ({fused}) {outcomes[0]} and {outcomes[1]}."
+    """Whether the fused model beats source and target by more than chance, and how one model
+    trained on everything compares: two sentences that take no side."""
+    stages = report["stages"]
+    tests = {test["b"]: test for test in report["tests"] if test["a"] == "fused"}
+    source, target = (f"{_outcome(tests[other])} the {other} "
+                      f"({percent(stages[other]['accuracy'])}, {_p_value(tests[other])})"
+                      for other in ("source", "target"))
+    baseline = (f"It {_outcome(tests['everything'])} one model trained on everything "
+                f"({stages['everything']['model']}, "
+                f"{percent(stages['everything']['accuracy'])}, {_p_value(tests['everything'])}).")
+    return (f"The fused model ({percent(stages['fused']['accuracy'])}) {source} and {target}. "
+            f"{baseline}")
+
+
+def _outcome(test: Mapping[str, Any]) -> str:
+    if test["p"] >= 0.05:
+        return "does not differ by more than chance from"
+    return "beats" if test["only_a"] > test["only_b"] else "loses to"
+
+
+def _p_value(test: Mapping[str, Any]) -> str:
+    return f"p {_p(test['p'])}" if test["p"] < 1e-15 else f"p = {_p(test['p'])}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -91,5 +101,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as people write it.
+
+    >>> percent(0.98765)
+    '98.77 %'
+    """
     return f"{100 * share:.2f} %"
+
+
+def _p(p: float) -> str:
+    # Below this the number says nothing but "impossible", and far below it prints as zero.
+    return "< 1e-15" if p < 1e-15 else f"{p:.2g}"
+
+
+def _measure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.errors import OptionError
 from zoo.model import Model
-from zoo.transfers.objective import Batch, Criterion, Norms, Objective
+from zoo.transfers.objective import Batch, Criterion, Norms, Objective, want_split
 
 
 def dann(
@@ -30,13 +31,18 @@ def dann(
     the features of source and unlabelled target together.
 
     Options:
-        strength: the reversal's final weight λ; it grows from 0 as 2 / (1 + exp(-10 p)) - 1 over
-            the whole training, p being the progress; 0 trains on the source alone
-        hidden: width of the discriminator's two hidden layers
+        strength: the reversal's final weight λ, 0 or more; it grows from 0 as
+            2 / (1 + exp(-10 p)) - 1 over the whole training, p being the progress; 0 trains on the
+            source alone
+        hidden: width of the discriminator's two hidden layers, 1 or more
         domains: one forward of both domains (batch norm sees the mixture), or one each; with
             separate ones the running statistics are the target's
         norms: batch norm in the members: train it, keep it frozen, or (auto) frozen if pretrained
     """
+    if strength < 0 or hidden < 1:
+        raise OptionError("zoo/dann", f"strength is {strength} and hidden {hidden}, expected "
+                          "strength 0 or more and hidden 1 or more")
+    want_split("zoo/dann", model)
     return DomainAdversarial(
         model, criterion, strength=strength, hidden=hidden, domains=domains, norms=norms
     )

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo.errors import OptionError
 from zoo.model import Model
-from zoo.transfers.objective import Batch, Criterion, Norms, Objective
+from zoo.transfers.objective import Batch, Criterion, Norms, Objective, want_split
 
 
 def finetune(
@@ -26,10 +27,13 @@ def finetune(
 
     Options:
         norms: batch norm in the members: train it, keep it frozen, or (auto) frozen if pretrained
-        hint: weight of the distance to the teachers' features, when teachers are given
+        hint: weight, 0 or more, of the distance to the teachers' features when there are teachers
     """
     if not teachers:
         return Objective(model, criterion, norms=norms)
+    if hint < 0:
+        raise OptionError("zoo/finetune", f"the option 'hint' is {hint}, expected 0 or more")
+    want_split("zoo/finetune", model)
     return Hinted(model, criterion, [teacher.dim for teacher in teachers], norms=norms, hint=hint)
 
 
@@ -46,7 +50,8 @@ class Hinted(Objective):
         self.regressors = nn.ModuleList(nn.Linear(model.dim, dim) for dim in teacher_dims)
 
     def loss(self, batch: Batch) -> Tensor:
-        embedding = self.embedding(batch)  # (B, D)
+        assert batch.images is not None
+        embedding = self.model.embed(batch.images)  # (B, D)
         loss = self.criterion(self.model.classify(embedding), batch.labels)
         for regressor, taught in zip(self.regressors, batch.taught, strict=True):
             wanted = functional.layer_norm(taught.embedding, taught.embedding.shape[1:])

@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zoo.model import Model
+from zoo.errors import OptionError
+from zoo.model import Member, Model
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Norms = Literal["auto", "train", "frozen"]
@@ -77,21 +78,15 @@ class Objective(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         return self.criterion(self.logits(batch), batch.labels)
 
-    def embedding(self, batch: Batch) -> Tensor:
-        """The model's embedding [B, D], from the features if the trunk is frozen."""
-        if batch.features is not None:
-            return self.model.join(batch.features)
-        assert batch.images is not None
-        return self.model.embed(batch.images)
-
     def logits(self, batch: Batch) -> Tensor:
+        """The model's logits [B, classes], from the features if the trunk is frozen."""
         if batch.features is not None:
             return self.model.classify(self.model.join(batch.features))
         assert batch.images is not None
         return self.model(batch.images)  # type: ignore[no-any-return]
 
     def check(self, batch: Batch) -> str | None:
-        """Called after each epoch with its last batch: a reason to stop and to take that epoch
+        """Called after each epoch with its first batch: a reason to stop and to take that epoch
         back, or None."""
         return None
 
@@ -102,18 +97,28 @@ class Objective(nn.Module):
         for member in self.model.each_member():
             if not self.trunk:
                 member.eval()
-            elif self.frozen_norms(member):
+            elif self.freezes_norms(member):
                 for module in member.modules():
                     if isinstance(module, _BatchNorm):
                         module.eval()
         return self
 
-    def frozen_norms(self, member: nn.Module) -> bool:
+    def freezes_norms(self, member: Member) -> bool:
         """Whether a member's batch norm keeps its statistics: with few labels, training it can
         collapse a pretrained network."""
+        if not self.trunk:
+            return True
         if self.norms == "auto":
-            return bool(getattr(member, "source", None))
+            return bool(member.source)
         return self.norms == "frozen"
+
+    def record_norms(self) -> None:
+        """Write onto the members whose statistics an epoch has changed that they were trained."""
+        for member in self.model.each_member():
+            if not self.freezes_norms(member):
+                for part in member.modules():
+                    if isinstance(part, Member) and part.norms != "none":
+                        part.norms = "trained"
 
 
 @dataclass(frozen=True)
@@ -124,3 +129,11 @@ class Phase:
     objective: Objective
     share: float = 1.0
     lr_scale: float = 1.0
+
+
+def want_split(method: str, model: Model) -> None:
+    """Raise OptionError for a network whose logits are not its classifier's answer to its pooled
+    features: a loss on those features would train another network than the one that answers."""
+    if not model.splits:
+        raise OptionError(method, f"{model.name} computes more between its pooled features and its "
+                          "logits; take another backbone or another method")

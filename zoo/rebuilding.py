@@ -1,0 +1,111 @@
+"""From a saved config to a model as it was built, its tensors still without values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from zoo.backbones import Preprocessing
+from zoo.backbones.activations import swap_activations
+from zoo.backbones.folders import from_config, in_chans, kept_config, want_sane
+from zoo.building import build_net, without_weights
+from zoo.errors import FormatError, OptionError, UnknownName, ZooError
+from zoo.model import Blueprint, Fusion, Member, Model
+from zoo.options import checked
+from zoo.registry import find, load
+from zoo.specs import BackboneSpec, FusionSpec
+
+
+def rebuild(file: Path, config: Mapping[str, Any]) -> Model:
+    """The model that a `config.json` describes, ours or plain timm's. Of a plain timm network the
+    features are still to be measured.
+
+    Raises FormatError for what is damaged, and what PluginError a plugin of its raises.
+    """
+    try:
+        if "zoo" not in config:
+            return _plain_timm(file, config)
+        plain = config if "architecture" in config else None
+        return _model(file, config["zoo"]["model"], plain)
+    except (OptionError, UnknownName) as error:
+        raise FormatError(file, f"describes what cannot be built here: {error}") from error
+    except ZooError:
+        raise
+    except Exception as error:  # whatever a constructor makes of values from a file
+        raise FormatError(file, f"is damaged: its model cannot be built ({type(error).__name__}: "
+                          f"{error})") from error
+
+
+def _model(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None) -> Model:
+    given = described["fusion"]
+    fusion = Fusion(**given) if given else None
+    members = [_member(file, each, plain) for each in described["members"]]
+    classes = _class_names(file, described["classes"])
+
+    def joined() -> Model:
+        fuser: nn.Module | None = None
+        if fusion and fusion.kind != "weights":
+            spec = find(fusion.strategy, FusionSpec)
+            sizes = ([[member.dim for member in members]] if fusion.kind == "features"
+                     else [len(members), len(classes)])
+            fuser = load(spec)(*sizes, **checked(spec, fusion.options))
+        return Model(members, classes=classes, fusion=fusion, fuser=fuser)
+
+    return cast(Model, without_weights(joined))
+
+
+def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None) -> Member:
+    common = {name: described[name] for name in ("name", "dim", "splits", "norms", "source")}
+    common["classes"] = _class_names(file, described["classes"])
+    if "model" in described:
+        return Member(_model(file, described["model"], None), **common)
+    blueprint = Blueprint(**described["build"])
+    preprocessing = Preprocessing(**described["preprocessing"])
+    want_sane(file, {"img_size": preprocessing.size, **described["build"]})
+    if blueprint.num_classes != len(common["classes"]):
+        raise FormatError(file, f"is damaged: {common['name']} has {blueprint.num_classes} outputs "
+                          f"and {len(common['classes'])} class names")
+    net = without_weights((lambda: from_config(plain, file)) if plain else
+                          (lambda: _network(file, blueprint)))
+    return Member(net, blueprint=blueprint, preprocessing=preprocessing, **common)
+
+
+def _network(file: Path, blueprint: Blueprint) -> nn.Module:
+    if blueprint.config:
+        net = from_config({**blueprint.config, "num_classes": blueprint.num_classes}, file)
+    else:
+        spec = find(blueprint.backbone, BackboneSpec)
+        net = build_net(spec, num_classes=blueprint.num_classes, pretrained=False,
+                        in_chans=blueprint.in_chans, image_size=blueprint.image_size,
+                        options=checked(spec, blueprint.options))
+    if blueprint.activation:
+        swap_activations(net, blueprint.activation)
+    return net
+
+
+def _plain_timm(file: Path, config: Mapping[str, Any]) -> Model:
+    net: Any = without_weights(lambda: from_config(config, file))
+    counted = tuple(map(str, range(net.num_classes)))
+    classes = net.label_names if len(net.label_names) == net.num_classes else counted
+    name = f"timm/{config['architecture']}"
+    blueprint = Blueprint(backbone=name, num_classes=net.num_classes, in_chans=in_chans(config),
+                          config=kept_config(config))
+    told = config.get("pretrained_cfg") or config
+    source = {"architecture": name, **{key: told[key] for key in ("license", "tag")
+                                       if told.get(key)}}
+    member = Member(net, name=name, classes=_class_names(file, list(classes)), dim=0,
+                    blueprint=blueprint, preprocessing=net.preprocessing, source=source)
+    return Model([member], classes=member.classes)
+
+
+def _class_names(file: Path, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise FormatError(file, "is damaged: its classes are not a list of names")
+    twice = next((name for name in given if given.count(name) > 1), None) \
+        if len(set(given)) < len(given) else None
+    if twice is not None:
+        raise FormatError(file, f"is damaged: the class {twice!r} stands twice")
+    return tuple(given)

@@ -1,0 +1,63 @@
+"""Fuse features or outputs: members of any architecture stay whole, side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from zoo.datasets import load_data
+from zoo.errors import FusionError
+from zoo.features import extract
+from zoo.model import Fusion, Member, Model
+from zoo.registry import load
+from zoo.specs import FusionSpec
+
+
+def put_side_by_side(
+    spec: FusionSpec, models: Sequence[Model], classes: Sequence[str], values: Mapping[str, Any]
+) -> Model:
+    """Copies of the models as members of one, with what joins their features or outputs, on the
+    CPU."""
+    _want_common_images(spec, models)
+    if spec.kind == "features" and spec.takes != "vectors":
+        raise FusionError(spec.name, f"it takes {spec.takes}, and members give pooled features",
+                          "Choose a strategy that takes vectors, such as 'concat' or 'gated'")
+    members = [_member(model, spec.kind) for model in models]
+    sizes = ([[member.dim for member in members]] if spec.kind == "features"
+             else [len(members), len(classes)])
+    fuser = load(spec)(*sizes, **values)
+    fusion = Fusion(strategy=spec.name, kind=spec.kind, options=dict(values))
+    return Model(members, classes=classes, fuser=fuser, fusion=fusion).eval()
+
+
+def fit_outputs(model: Model, data: Any) -> None:
+    """Let a fusion of outputs learn from held-out data, and write down from which."""
+    fuser: Any = model.fuser
+    images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
+    assert images.labels is not None
+    logits = torch.stack(extract(model, images, model.answers, description="fit"))  # (M, N, C)
+    fuser.fit(logits.to(model.device), images.labels.to(model.device))
+    model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
+
+
+def _member(model: Model, kind: str) -> Member:
+    twin = copy.deepcopy(model).cpu()
+    if twin.kind != "single":
+        sources = [member.source for member in twin.each_member() if member.source]
+        return Member(twin, name=twin.name, classes=twin.classes, dim=twin.dim, splits=twin.splits,
+                      source={"members": sources} if sources else {})
+    member = next(twin.each_member())
+    if kind == "features":
+        member.drop_head()
+    return member
+
+
+def _want_common_images(spec: FusionSpec, models: Sequence[Model]) -> None:
+    """Grey and colour are made of each other; any other number of channels is for itself."""
+    channels = {model.in_chans for model in models}
+    if len(channels) > 1 and not channels <= {1, 3}:
+        raise FusionError(spec.name, f"they take images of {' and '.join(map(str, channels))} "
+                          "channels", "Build all of them with the same in_chans")

@@ -1,0 +1,148 @@
+"""Collect the checks of a namespace, run them, or hand them to pytest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.discovery import discovery
+from zoo.errors import OptionError
+from zoo.names import canonical_namespace, suggest
+from zoo.registry import listing
+from zoo.specs import AnySpec, BackboneSpec, DatasetSpec, FusionSpec, TransferSpec
+
+CheckFunction = Callable[[AnySpec], None]
+
+# A catalogue may hold thousands; a few stand for the others.
+_MOST_OF_A_CATALOGUE = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one thing: call it; it raises AssertionError saying what the author must change.
+
+    name: of the check function, `keeps_shapes_and_dtypes`. subject: `acme/gated`, or the namespace
+    itself for checks of the plugin as a whole.
+    """
+
+    name: str
+    subject: str
+    function: Callable[[], None] = field(repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        return f"{self.subject}-{self.name}"
+
+    def __call__(self) -> None:
+        __tracebackhide__ = True
+        self.function()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check came to: `passed`, `failed` or `expected` (a failure that was announced)."""
+
+    check: Check
+    state: str
+    reason: str = ""
+
+
+def checks(namespace: str) -> list[Check]:
+    """All checks of an installed plugin: of the plugin itself, then of each thing it brings.
+
+    Raises PluginError when it cannot be loaded.
+    """
+    from zoo.testing import backbones, datasets, fusions, plugins, transfers
+
+    namespace = canonical_namespace(namespace)
+    found = [Check(function.__name__, namespace, _bound(function, namespace))
+             for function in plugins.CHECKS]
+    by_type: dict[type[Any], Sequence[Callable[[Any], None]]] = {
+        BackboneSpec: backbones.CHECKS, TransferSpec: transfers.CHECKS,
+        DatasetSpec: datasets.CHECKS,
+    }
+    for spec in _specs(namespace):
+        functions = (fusions.CHECKS[spec.kind] if isinstance(spec, FusionSpec)
+                     else by_type[type(spec)])
+        for function in (*plugins.SPEC_CHECKS, *functions):
+            found.append(Check(function.__name__, spec.name, _bound(function, spec)))
+    return found
+
+
+def run_checks(
+    namespace: str, expected_failures: Mapping[str, str] | None = None
+) -> Iterator[Outcome]:
+    """Run every check and say what it came to. expected_failures: see parametrize_with_checks."""
+    expected = dict(expected_failures or {})
+    collected = checks(namespace)
+    _want_known(expected, collected)
+    for check in collected:
+        try:
+            check()
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            announced = _announced(check, expected)
+            yield Outcome(check, "expected" if announced else "failed", announced or reason)
+        else:
+            yield Outcome(check, "passed")
+
+
+def parametrize_with_checks(
+    namespace: str, expected_failures: Mapping[str, str] | None = None
+) -> Any:
+    """A pytest decorator: the test gets one `check` after another, and calls it.
+
+    namespace: of the plugin. expected_failures: reasons by check name (`"symmetric"`), or by
+    subject and check (`"acme/gated-symmetric"`); such a check must fail.
+    """
+    import pytest
+
+    expected = dict(expected_failures or {})
+    collected = checks(namespace)
+    _want_known(expected, collected)
+    parameters = []
+    for check in collected:
+        reason = _announced(check, expected)
+        marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+        parameters.append(pytest.param(check, id=check.id, marks=marks))
+    return pytest.mark.parametrize("check", parameters)
+
+
+def _specs(namespace: str) -> list[AnySpec]:
+    from dataclasses import replace
+
+    loaded = discovery().load(namespace)
+    specs = [replace(spec, name=f"{namespace}/{spec.name}") for spec in loaded.specs.values()]
+    if loaded.catalog is not None:
+        names = [row.name.partition("/")[2] for row in listing(f"{namespace}/*")]
+        step = max(1, len(names) // _MOST_OF_A_CATALOGUE)
+        for name in names[::step][:_MOST_OF_A_CATALOGUE]:
+            spec = loaded.catalog.find(name)
+            if spec is not None:
+                specs.append(replace(spec, name=f"{namespace}/{spec.name}"))
+    return specs
+
+
+def _bound(function: Callable[[Any], None], subject: Any) -> Callable[[], None]:
+    def run() -> None:
+        with warnings.catch_warnings():
+            # Pooled batch norm is said to users; a check compares what came out.
+            warnings.filterwarnings("ignore", message="batch norm's statistics were pooled")
+            function(subject)
+
+    return run
+
+
+def _announced(check: Check, expected: Mapping[str, str]) -> str:
+    return expected.get(check.id) or expected.get(check.name) or ""
+
+
+def _want_known(expected: Mapping[str, str], collected: Sequence[Check]) -> None:
+    known = {check.id for check in collected} | {check.name for check in collected}
+    for name in expected:
+        if name not in known:
+            near = suggest(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise OptionError("expected_failures", f"no check is called {name!r}{hint}")
