@@ -34,7 +34,7 @@ def row(accuracy: float, nll: float) -> dict[str, Any]:
 
 
 def head(objective: Objective) -> float:
-    return float(next(p for p in objective.parameters() if p.requires_grad).flatten()[0])
+    return next(p for p in objective.parameters() if p.requires_grad).flatten()[0].item()
 
 
 def test_best_is_by_accuracy_then_nll() -> None:

@@ -161,15 +161,24 @@ def test_two_distributions_of_one_namespace_are_both_named(install: Install) -> 
     assert "zoo/ties" in zoo.list_fusions()
 
 
-def test_a_reserved_namespace_belongs_to_its_distribution(install: Install) -> None:
-    install("keras", GOOD.replace("zoo_acme", "zoo_squatter"), distribution="squatter",
+def test_a_reserved_namespace_belongs_to_its_distribution(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "RESERVED", {"acme": "fusion-zoo-acme"})
+    install("acme", GOOD.replace("zoo_acme", "zoo_squatter"), distribution="squatter",
             module="zoo_squatter")
-    with pytest.raises(PluginError, match="reserved for fusion-zoo-keras"):
-        zoo.info("keras/mix")
-    install("keras", GOOD.replace("zoo_acme", "zoo_keras"))
-    assert zoo.info("keras/mix").build == "zoo_keras:mix"
+    with pytest.raises(PluginError, match="reserved for fusion-zoo-acme"):
+        zoo.info("acme/mix")
+    install("acme", GOOD)
+    assert zoo.info("acme/mix").build == "zoo_acme:mix"
     refused = [found for found in zoo.plugins() if found.distribution == "squatter"]
-    assert [found.error for found in refused] == ["the namespace is reserved for fusion-zoo-keras"]
+    assert [found.error for found in refused] == ["the namespace is reserved for fusion-zoo-acme"]
+
+
+def test_our_own_namespaces_are_reserved() -> None:
+    assert discovery.RESERVED == {
+        "zoo": "fusion-zoo", "timm": "fusion-zoo", "lite": "fusion-zoo-lite",
+        "keras": "fusion-zoo-keras", "torchvision": "fusion-zoo-torchvision"}
 
 
 def test_nobody_takes_the_cores_namespaces(install: Install) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_more_than_there_is_room_for(runs: list[int], monkeypatch: pytest.Monkey
 def test_modes_come_back_one_by_one() -> None:
     part = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2))
     part[1].eval()
-    with pytest.raises(RuntimeError), evaluating(part):
+    with suppress(KeyError), evaluating(part):
         assert not part[0].training
-        raise RuntimeError
+        raise KeyError
     assert [part.training, part[0].training, part[1].training] == [True, True, False]

@@ -127,12 +127,12 @@ def fuse(
             fused = fuse_weights(spec, models, started_from, weight, values)
         else:
             fused = put_side_by_side(spec, models, chosen, values)
-    fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
-    fused.to(where)
-    if spec.kind == "weights":
-        settle_norms(fused, norms, data)
-    elif hasattr(fused.fuser, "fit") and data is not None:
-        fit_outputs(fused, data)
+        fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
+        fused.to(where)
+        if spec.kind == "weights":
+            settle_norms(fused, norms, data)
+        elif hasattr(fused.fuser, "fit") and data is not None:
+            fit_outputs(fused, data)
     return fused.to(dtype=resolve_dtype(dtype)) if dtype is not None else fused
 
 

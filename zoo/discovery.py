@@ -306,8 +306,9 @@ def _inside(name: str, namespace: str) -> str:
 
 
 def _add(spec: AnySpec, specs: dict[str, AnySpec], aliases: dict[str, str]) -> None:
-    for name in (spec.name, *spec.aliases):
-        if name in specs or name in aliases:
+    names = (spec.name, *spec.aliases)
+    for number, name in enumerate(names):
+        if name in specs or name in aliases or name in names[:number]:
             raise SpecError(f"the name {name!r} is given twice; names are unique across kinds")
     specs[spec.name] = spec
     aliases.update(dict.fromkeys(spec.aliases, spec.name))

@@ -66,8 +66,8 @@ def evaluate(
 
     data: a CSV file, folder, address, registered name (its test split) or torch data set; its
         classes are matched to the model's by name and may be fewer.
-    attacks: a name, names, or names with options: `{"pgd": {"eps": 0.1, "steps": 40}}`; ε is a change of
-        pixels on [0, 1]. seed: of the attacks' random starts.
+    attacks: a name, names, or names with options: `{"pgd": {"eps": 0.1, "steps": 40}}`; ε is a
+        change of pixels on [0, 1]. seed: of the attacks' random starts.
 
     Raises DataError for wrong data, UnknownName and OptionError for wrong attacks.
     """

@@ -253,7 +253,7 @@ class Model(nn.Module):
 
     def each_member(self) -> Iterator[Member]:
         """The members, typed."""
-        yield from self.members  # type: ignore[misc]
+        return iter(list(self.members))  # type: ignore[arg-type]
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Each member's pooled features [B, Dᵢ]: all that comes before what a fusion adds."""

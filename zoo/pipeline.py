@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,7 @@ class _Stages:
                 self._transfer(notes, model, data.train, Transfer(method="linear_probe"), data.val)
             return model
 
-        say(f"source: {part.backbone}, {part.transfer.method}")
-        return self._step("source", part, part.transfer, [], make)
+        return self._step("source", part.backbone, part, part.transfer, [], make)
 
     def target(self, done: Mapping[str, Step]) -> Step:
         part, data = self.recipe.target, self.data
@@ -122,8 +121,7 @@ class _Stages:
                            [] if goes_on else before)
             return model
 
-        say(f"target: {part.backbone}, {part.transfer.method}")
-        return self._step("target", part, part.transfer, before, make)
+        return self._step("target", part.backbone, part, part.transfer, before, make)
 
     def fused(self, done: Mapping[str, Step]) -> Step:
         part, data = self.recipe.fuse, self.data
@@ -145,8 +143,7 @@ class _Stages:
                 self._transfer(notes, model, data.train, method, data.val)
             return model
 
-        say(f"fused: {part.strategy}")
-        return self._step("fused", part, method, before, make)
+        return self._step("fused", part.strategy, part, method, before, make)
 
     def updated(self, done: Mapping[str, Step]) -> Step:
         part, data = self.recipe.update or Transfer(), self.data
@@ -157,8 +154,7 @@ class _Stages:
             self._transfer(notes, model, data.train, part, data.val, before[1:])
             return model
 
-        say(f"updated: {part.method}")
-        return self._step("updated", part, part, before, make)
+        return self._step("updated", "the target", part, part, before, make)
 
     def everything(self, _: Mapping[str, Step]) -> Step:
         part, data = self.recipe.baseline, self.data
@@ -173,18 +169,21 @@ class _Stages:
             self._transfer(notes, model, join(images), part.transfer, None)
             return model
 
-        say(f"everything: {part.backbone}, {part.transfer.method}")
-        return self._step("everything", part, part.transfer, [], make)
+        return self._step("everything", part.backbone, part, part.transfer, [], make)
 
     def _step(
-        self, name: str, part: BaseModel, method: Transfer | None, before: Sequence[Step],
-        make: Any,
+        self, name: str, title: str, part: BaseModel, method: Transfer | None,
+        before: Sequence[Step], make: Callable[[Notes], Model],
     ) -> Step:
         about = {**part.model_dump(mode="json", by_alias=True), "seed": self.recipe.seed}
+        if isinstance(part, Backbone):
+            about["backbone"] = self.recipe.model_place(part.backbone)
         data = [self.data.train, self.data.val, self._unlabelled(method)]
         if name in ("source", "everything"):
             data.append(self.data.source)
-        return self.steps.get(name, about, data, before, make)
+        if method:
+            title += f", {method.method}"
+        return self.steps.get(name, title, about, data, before, make)
 
     def _network(self, part: Backbone, images: ImageData) -> Model:
         return backbone(self.recipe.model_place(part.backbone), pretrained=part.pretrained,

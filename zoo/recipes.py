@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
@@ -130,7 +130,7 @@ class Source(Backbone):
 
 
 class Target(Backbone):
-    start: str | None = Field(default=None, alias="from", pattern="^source$")
+    start: Literal["source"] | None = Field(default=None, alias="from")
     transfer: Transfer = Transfer()
 
 
@@ -150,7 +150,7 @@ class Fuse(_Open):
     strategy: str
     transfer: Transfer | None = None
     weight: list[float] | dict[str, Any] | None = None
-    norms: str | None = Field(default=None, pattern="^(auto|pooled|reestimated)$")
+    norms: Literal["auto", "pooled", "reestimated"] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes 1e-3 for text."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"))
 
@@ -276,16 +276,16 @@ def _problem(error: Any, values: Any) -> Problem:
     loc: list[str] = []
     here = values
     for part in error["loc"]:
-        if isinstance(here, Mapping) and (part in here or error["type"] == "missing"):
+        if isinstance(here, Mapping) and part in here:
             loc.append(str(part))
-            here = here.get(part)
+            here = here[part]
     if error["type"] == "extra_forbidden":
         known = known_fields(tuple(loc[:-1]))
         near = suggest(loc[-1], known)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         return tuple(loc), f"is no field here; {hint}"
     if error["type"] == "missing":
-        return tuple(loc), "is missing"
+        return (*loc, str(error["loc"][-1])), "is missing"
     message = error["msg"].removeprefix("Value error, ")
     return tuple(loc), f"{message[0].lower()}{message[1:]} (it is {error['input']!r})"
 

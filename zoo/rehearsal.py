@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from zoo.attacks import resolve_attack
 from zoo.building import build_net, without_weights
 from zoo.datasets import ImageData
 from zoo.errors import BadName, OptionError, PluginError, UnknownName, ZooError
+from zoo.model import Model
 from zoo.names import Name, parse, suggest
 from zoo.options import checked, options_of
 from zoo.recipes import Backbone, Everything, Place, Problem, Recipe, Transfer, known_fields
@@ -35,25 +37,19 @@ def rehearse(recipe: Recipe) -> None:
         raise recipe.error(problems)
 
 
-def backbone_spec(recipe: Recipe, name: str) -> BackboneSpec | None:
-    """The spec of a registered network; None for a path or an address."""
-    return find(name, BackboneSpec) if isinstance(parse(recipe.model_place(name)), Name) else None
-
-
 def same_network(recipe: Recipe) -> bool:
     """Whether the target is of the source's architecture, so that weights go from one to the
     other."""
     source, target = recipe.source, recipe.target
-    names = []
-    for part in (source, target):
-        spec = backbone_spec(recipe, part.backbone)
-        names.append(spec.name if spec else part.backbone)
-    return (names[0] == names[1] and source.options == target.options
+    specs = [_look_up(recipe, part.backbone, BackboneSpec) for part in (source, target)]
+    one, other = (spec.name if spec else part.backbone
+                  for spec, part in zip(specs, (source, target), strict=True))
+    return (one == other and source.options == target.options
             and target.image_size in (None, source.image_size))
 
 
-def transfers(recipe: Recipe) -> Iterator[tuple[Place, Transfer]]:
-    """Every transfer of a recipe and where it stands."""
+def _transfers(recipe: Recipe) -> Iterator[tuple[Place, Transfer]]:
+    """Every transfer that is written in a recipe, and where."""
     for step in ("source", "target", "fuse", "everything"):
         part = getattr(recipe, step).transfer
         if part is not None:
@@ -66,15 +62,13 @@ def _wrong_names(recipe: Recipe) -> Iterator[Problem]:
     for step in ("source", "target", "everything"):
         part: Backbone | Everything = getattr(recipe, step)
         if part.backbone is None:
-            yield from _unknown_options((step,), "without a backbone of its own", part.options, [])
+            yield from _unknown_options((step,), "a baseline without 'backbone'", part.options, ())
         else:
-            yield from _wrong((step, "backbone"), part.options,
-                              lambda name=part.backbone: backbone_spec(recipe, name))
-    yield from _wrong(("fuse", "strategy"), recipe.fuse.options,
-                      lambda: find(recipe.fuse.strategy, FusionSpec))
-    for place, method in transfers(recipe):
-        yield from _wrong((*place, "method"), method.options,
-                          lambda name=method.method: find(name, TransferSpec))
+            yield from _wrong(recipe, (step, "backbone"), part.backbone, BackboneSpec, part.options)
+    yield from _wrong(recipe, ("fuse", "strategy"), recipe.fuse.strategy, FusionSpec,
+                      recipe.fuse.options)
+    for place, method in _transfers(recipe):
+        yield from _wrong(recipe, (*place, "method"), method.method, TransferSpec, method.options)
     for name, options in recipe.evaluate.attacks.items():
         try:
             resolve_attack(name, options)
@@ -82,33 +76,48 @@ def _wrong_names(recipe: Recipe) -> Iterator[Problem]:
             yield _blamed(("evaluate", "attacks", name), error, options)
 
 
+def _look_up(recipe: Recipe, name: str, kind: type[S]) -> S | None:
+    """The spec of a name; None for a network that is a path or an address."""
+    if kind is BackboneSpec and not isinstance(parse(recipe.model_place(name)), Name):
+        return None
+    return find(name, kind)
+
+
 def _wrong(
-    place: Place, options: Mapping[str, Any], look_up: Callable[[], AnySpec | None]
+    recipe: Recipe, place: Place, name: str, kind: type[S], options: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """A name that nothing is registered under, or options that it does not have or not so."""
+    """A name that nothing is registered under, and options that it does not have or not so."""
     try:
-        spec = look_up()
-        known = [option.name for option in options_of(spec)] if spec else []
+        spec = _look_up(recipe, name, kind)
     except (BadName, UnknownName, PluginError) as error:
         yield place, str(error)
         return
-    owner = spec.name if spec else "a saved model"
-    yield from _unknown_options(place[:-1], owner, options, known)
-    given = {name: value for name, value in options.items() if name in known}
-    while spec:
-        try:
-            checked(spec, given)
+    around = place[:-1]
+    if spec is None:
+        yield from _unknown_options(around, "a saved model", options, ())
+        return
+    known = [option.name for option in options_of(spec)]
+    yield from _unknown_options(around, spec.name, options, known)
+    given = {option: value for option, value in options.items() if option in known}
+    complaint = _complaint(around, spec, given)
+    while complaint:
+        yield complaint
+        if complaint[0] == around:
             return
-        except OptionError as error:
-            problem = _blamed(place[:-1], error, given)
-            yield problem
-            if problem[0] == place[:-1]:
-                return
-            del given[problem[0][-1]]
+        del given[complaint[0][-1]]
+        complaint = _complaint(around, spec, given)
+
+
+def _complaint(place: Place, spec: AnySpec, given: Mapping[str, Any]) -> Problem | None:
+    try:
+        checked(spec, given)
+    except OptionError as error:
+        return _blamed(place, error, given)
+    return None
 
 
 def _unknown_options(
-    place: Place, owner: str, options: Iterable[str], known: list[str]
+    place: Place, owner: str, options: Iterable[str], known: Sequence[str]
 ) -> Iterator[Problem]:
     for name in options:
         if name not in known:
@@ -122,7 +131,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     """What is right in each place and cannot be done together."""
     for step in ("source", "target", "everything"):
         part: Backbone | Everything = getattr(recipe, step)
-        spec = backbone_spec(recipe, part.backbone) if part.backbone else None
+        spec = _look_up(recipe, part.backbone, BackboneSpec) if part.backbone else None
         if spec and part.pretrained and not spec.weights:
             yield ((step, "pretrained"), f"{spec.name} has no published weights; write "
                    "'pretrained: false'")
@@ -133,66 +142,83 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     if fusion.kind == "weights" and not same_network(recipe):
         yield ("fuse", "strategy"), (
             f"{fusion.name} fuses weights, and the source ({recipe.source.backbone}) and the "
-            f"target ({recipe.target.backbone}) are not the same network with the same options; "
+            f"target ({recipe.target.backbone}) are not one network with the same options; "
             "'concat' and 'weighted' fuse any two")
     if fusion.kind != "weights":
         for name in ("weight", "norms"):
             if getattr(recipe.fuse, name) is not None:
                 yield ("fuse", name), f"{fusion.name} fuses no weights; leave it out"
     if recipe.data.target.unlabelled is None:
-        for place, method in transfers(recipe):
+        for place, method in _transfers(recipe):
             if "unlabelled" in find(method.method, TransferSpec).uses:
                 yield ((*place, "method"), f"{method.method} adapts to unlabelled images; "
                        "say where they are in data.target.unlabelled")
 
 
 def _wrong_values(recipe: Recipe) -> Iterator[Problem]:
-    toys = [backbone("zoo/mnist_cnn", num_classes=2, image_size=8, device="cpu", seed=seed)
-            for seed in range(2)]
-    few = ImageData(torch.arange(4 * 64, dtype=torch.uint8).view(4, 1, 8, 8), [0, 1, 0, 1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for step in ("source", "target", "everything"):
-            part: Backbone | Everything = getattr(recipe, step)
-            spec = backbone_spec(recipe, part.backbone) if part.backbone else None
-            if spec:
-                yield from _tried((step,), {**part.options, "image_size": part.image_size},
-                                  lambda part=part, spec=spec: without_weights(
-                                      lambda: build_net(
-                                          spec, num_classes=2, pretrained=False, in_chans=3,
-                                          image_size=part.image_size,
-                                          options=checked(spec, part.options))))
-        fusion = find(recipe.fuse.strategy, FusionSpec)
-        yield from _tried(("fuse",), {**recipe.fuse.options, "weight": recipe.fuse.weight},
-                          lambda: fuse(toys[:fusion.members[1] or 2], fusion.name, base=toys[0],
-                                       data=few, weight=recipe.fuse.weight,
-                                       **recipe.fuse.options))
-        for place, method in transfers(recipe):
-            yield from _tried(place, method.arguments,
-                              lambda method=method, place=place: _try_transfer(
-                                  recipe, place[0], method, toys, few))
+    """What the strategies themselves say against their options."""
+    for step, part in (("source", recipe.source), ("target", recipe.target),
+                       ("everything", recipe.baseline)):
+        written = [*part.options, *(["image_size"] if part.image_size else [])]
+        if step != "everything" or recipe.everything.backbone:
+            yield from _tried((step,), written, partial(_build, recipe, part))
+    yield from _tried(("fuse",), recipe.fuse.arguments, partial(_fuse, recipe))
+    taught = {"target": bool(recipe.target.start), "update": True}
+    wrong = set()
+    for place, method in _transfers(recipe):
+        attempt = partial(_train, recipe, method, taught=taught.get(place[0], False))
+        for problem in _tried(place, method.arguments, attempt):
+            wrong.add(place[0])
+            yield problem
+    if not recipe.everything.transfer and "target" not in wrong:
+        attempt = partial(_train, recipe, recipe.baseline.transfer, taught=False)
+        for _, complaint in _tried((), (), attempt):
+            yield ("everything",), f"as a baseline, which has no teacher: {complaint}"
 
 
-def _try_transfer(
-    recipe: Recipe, step: str, method: Transfer, toys: list[Any], few: ImageData
-) -> None:
+def _build(recipe: Recipe, part: Backbone) -> None:
+    spec = _look_up(recipe, part.backbone, BackboneSpec)
+    if spec:
+        options = checked(spec, part.options)
+        without_weights(lambda: build_net(spec, num_classes=2, pretrained=False, in_chans=3,
+                                          image_size=part.image_size, options=options))
+
+
+def _fuse(recipe: Recipe) -> None:
+    spec = find(recipe.fuse.strategy, FusionSpec)
+    members = [_network(seed) for seed in range(min(2, spec.members[1] or 2))]
+    fuse(members, spec.name, base=_network(2) if "base" in spec.uses else None, data=_images(),
+         **recipe.fuse.arguments)
+
+
+def _train(recipe: Recipe, method: Transfer, *, taught: bool) -> None:
     uses = find(method.method, TransferSpec).uses
-    taught = step in ("update", "target") and (step == "update" or bool(recipe.target.start))
-    transfer(backbone("zoo/mnist_cnn", num_classes=2, image_size=8, device="cpu", seed=0), few,
-             method.method, val=few, unlabelled=few if "unlabelled" in uses else None,
-             teachers=toys[1:] if taught and "teachers" in uses else (),
+    transfer(_network(0), _images(), method.method, val=_images(),
+             unlabelled=_images() if "unlabelled" in uses else None,
+             teachers=[_network(1)] if taught and "teachers" in uses else (),
              **{**method.arguments, "epochs": 2, "workers": 0})
 
 
+def _network(seed: int) -> Model:
+    return backbone("zoo/mnist_cnn", num_classes=2, image_size=8, device="cpu", seed=seed)
+
+
+def _images() -> ImageData:
+    pixels = torch.arange(4 * 64).remainder(251).to(torch.uint8)
+    return ImageData(pixels.view(4, 1, 8, 8), [0, 1, 0, 1])
+
+
 def _tried(
-    place: Place, given: Mapping[str, Any], attempt: Callable[[], object]
+    place: Place, given: Iterable[str], attempt: Callable[[], object]
 ) -> Iterator[Problem]:
     try:
-        attempt()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attempt()
     except (OptionError, UnknownName, BadName) as error:
         yield _blamed(place, error, given)
-    except ZooError:
-        pass  # what a toy cannot do, the real network may
+    except Exception:  # what these networks cannot do, the real ones may
+        return
 
 
 def _blamed(place: Place, error: ZooError, given: Iterable[str]) -> Problem:

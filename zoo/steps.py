@@ -82,20 +82,21 @@ class Steps:
                            "choose another folder with out=") from None
 
     def get(
-        self, name: str, about: Mapping[str, Any], data: Sequence[ImageData | None],
+        self, name: str, title: str, about: Mapping[str, Any], data: Sequence[ImageData | None],
         before: Sequence[Step], make: Callable[[Notes], Model],
     ) -> Step:
         """The step as it was kept, or made now and kept.
 
-        about: what the recipe says of it, as JSON values. data, before: the images and the
-        earlier steps that it is made from.
+        title: what is made, for people. about: what the recipe says of it, as JSON values. data,
+        before: the images and the earlier steps that it is made from.
         """
         key = _key(name, about, data, before)
         folder, record = self.folder / f"{name}-{key}", self.folder / f"{name}-{key}.json"
         kept = self._kept(name, key, folder, record)
         if kept:
-            say(f"{name}: kept from an earlier run")
+            say(f"{name}: {title}, kept from an earlier run")
             return kept
+        say(f"{name}: {title}")
         start = time.perf_counter()
         told = Notes(self.folder / f"{name}-{key}.part")
         model = make(told)
@@ -141,7 +142,7 @@ def _key(
     told = {
         "step": name, "about": about, "before": [step.key for step in before],
         "data": [images.fingerprint() if images else None for images in data],
-        "versions": {"zoo": zoo.__version__, **dict(_versions(about))},
+        "zoo": zoo.__version__, "versions": dict(_versions(about)),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

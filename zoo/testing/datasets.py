@@ -47,7 +47,7 @@ def splits_do_not_overlap(spec: DatasetSpec) -> None:
 
 def _hashes(data: ImageData) -> set[bytes]:
     found: set[bytes] = set()
-    for rows in torch.arange(len(data)).split(1024):
+    for rows in torch.split(torch.arange(len(data)), 1024):
         found |= {image.numpy().tobytes() for image in data.batch(rows)[0]}
     return found
 

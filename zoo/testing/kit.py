@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zoo.discovery import discovery
-from zoo.errors import OptionError
+from zoo.errors import OptionError, UnknownName
 from zoo.names import canonical_namespace, suggest
-from zoo.registry import listing
 from zoo.specs import AnySpec, BackboneSpec, DatasetSpec, FusionSpec, TransferSpec
 
 CheckFunction = Callable[[AnySpec], None]
-
-# A catalogue may hold thousands; a few stand for the others.
-_MOST_OF_A_CATALOGUE = 3
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,10 @@ class Outcome:
     reason: str = ""
 
 
-def checks(namespace: str) -> list[Check]:
+def checks(namespace: str, names: Sequence[str] = ()) -> list[Check]:
     """All checks of an installed plugin: of the plugin itself, then of each thing it brings.
 
+    names: those of a catalogue to check, `["resnet18"]`; it may hold too many for all.
     Raises PluginError when it cannot be loaded.
     """
     from zoo.testing import backbones, datasets, fusions, plugins, transfers
@@ -63,7 +60,7 @@ def checks(namespace: str) -> list[Check]:
         BackboneSpec: backbones.CHECKS, TransferSpec: transfers.CHECKS,
         DatasetSpec: datasets.CHECKS,
     }
-    for spec in _specs(namespace):
+    for spec in _specs(namespace, names):
         functions = (fusions.CHECKS[spec.kind] if isinstance(spec, FusionSpec)
                      else by_type[type(spec)])
         for function in (*plugins.SPEC_CHECKS, *functions):
@@ -72,11 +69,14 @@ def checks(namespace: str) -> list[Check]:
 
 
 def run_checks(
-    namespace: str, expected_failures: Mapping[str, str] | None = None
+    namespace: str,
+    expected_failures: Mapping[str, str] | None = None,
+    *,
+    names: Sequence[str] = (),
 ) -> Iterator[Outcome]:
-    """Run every check and say what it came to. expected_failures: see parametrize_with_checks."""
+    """Run every check and say what it came to. Arguments: see parametrize_with_checks."""
     expected = dict(expected_failures or {})
-    collected = checks(namespace)
+    collected = checks(namespace, names)
     _want_known(expected, collected)
     for check in collected:
         try:
@@ -90,17 +90,21 @@ def run_checks(
 
 
 def parametrize_with_checks(
-    namespace: str, expected_failures: Mapping[str, str] | None = None
+    namespace: str,
+    expected_failures: Mapping[str, str] | None = None,
+    *,
+    names: Sequence[str] = (),
 ) -> Any:
     """A pytest decorator: the test gets one `check` after another, and calls it.
 
     namespace: of the plugin. expected_failures: reasons by check name (`"symmetric"`), or by
-    subject and check (`"acme/gated-symmetric"`); such a check must fail.
+    subject and check (`"acme/gated-symmetric"`); such a check must fail. names: those of a
+    catalogue to check.
     """
     import pytest
 
     expected = dict(expected_failures or {})
-    collected = checks(namespace)
+    collected = checks(namespace, names)
     _want_known(expected, collected)
     parameters = []
     for check in collected:
@@ -110,18 +114,14 @@ def parametrize_with_checks(
     return pytest.mark.parametrize("check", parameters)
 
 
-def _specs(namespace: str) -> list[AnySpec]:
-    from dataclasses import replace
-
+def _specs(namespace: str, names: Sequence[str]) -> list[AnySpec]:
     loaded = discovery().load(namespace)
     specs = [replace(spec, name=f"{namespace}/{spec.name}") for spec in loaded.specs.values()]
-    if loaded.catalog is not None:
-        names = [row.name.partition("/")[2] for row in listing(f"{namespace}/*")]
-        step = max(1, len(names) // _MOST_OF_A_CATALOGUE)
-        for name in names[::step][:_MOST_OF_A_CATALOGUE]:
-            spec = loaded.catalog.find(name)
-            if spec is not None:
-                specs.append(replace(spec, name=f"{namespace}/{spec.name}"))
+    for name in names:
+        spec = loaded.catalog.find(name) if loaded.catalog is not None else None
+        if spec is None:
+            raise UnknownName(f"{namespace}/{name}", "thing in a catalogue")
+        specs.append(replace(spec, name=f"{namespace}/{spec.name}"))
     return specs
 
 

@@ -18,7 +18,7 @@ _CLASSES = 4
 
 
 def trains_and_says_so(spec: TransferSpec) -> None:
-    """One epoch runs, changes the head, keeps a history and the model's own mode and gradients."""
+    """Two epochs run, change the head, keep a history and the model's own mode and gradients."""
     model = _model()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     result = _transfer(spec, model)
@@ -68,7 +68,7 @@ def _model(seed: int = 0) -> Model:
 
 
 def _transfer(spec: TransferSpec, model: Model, **settings: Any) -> Transferred:
-    given: dict[str, Any] = {"epochs": 1, "batch_size": 8, "lr": 1e-2, **settings}
+    given: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2, **settings}
     if "unlabelled" in spec.uses:
         given["unlabelled"] = TensorDataset(_images(1), torch.zeros(32, dtype=torch.long))
     if "teachers" in spec.uses:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from zoo.errors import OptionError
 from zoo_keras.backend import keras
 from zoo_keras.layers import torch_module
 
@@ -61,7 +62,9 @@ class _Recorder:
         return self.slots.setdefault(id(tensor), Slot(len(self.slots)))
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("training", None)  # each module knows for itself
+        # Whether it trains, each module knows for itself.
+        kwargs = {key: value for key, value in kwargs.items()
+                  if key != "training" and value is not None}
         if isinstance(layer, keras.Sequential):
             for inner in layer.layers:
                 args = (self.call(inner, *args),)
@@ -69,6 +72,9 @@ class _Recorder:
         if isinstance(layer, keras.Model) and isinstance(layer, keras.Function):
             return self._inside(layer, *args)
         out = layer(*args, **kwargs)
+        if not isinstance(out, keras.KerasTensor):
+            raise OptionError("keras/file", f"its layer {layer.name!r} has several outputs, and "
+                              "only layers with one can be followed")
         found, named = keras.tree.map_structure(self._placed, (args, kwargs))
         self.steps.append(Step(layer, found, named, self.slot(out), tuple(out.shape)))
         return out
@@ -132,11 +138,3 @@ def _map(value: Any, change: Callable[[Slot], Any]) -> Any:
         return type(value)(_map(item, change) for item in value)
     return value
 
-
-def started_at(steps: Sequence[Step], old: Slot, new: Slot) -> list[Step]:
-    """The steps with one slot read in place of another."""
-    def swapped(slot: Slot) -> Slot:
-        return new if slot == old else slot
-
-    return [replace(step, args=_map(step.args, swapped), kwargs=_map(step.kwargs, swapped))
-            for step in steps]
