@@ -27,8 +27,9 @@ def main() -> None:
     torch.set_num_threads(1)
     model = zoo.backbone("mnist_cnn", num_classes=10, device="cpu", seed=asked.seed)
     start = time.process_time()
-    result = zoo.transfer(model, "mnist", "fgsm_at", epochs=asked.epochs, batch_size=100, lr=2e-3,
-                          schedule="cosine", seed=asked.seed, eps=EPS)
+    result = zoo.transfer(model, "mnist", "fgsm_at", epochs=asked.epochs, batch_size=100, lr=5e-3,
+                          schedule="cosine", warmup_epochs=min(2, asked.epochs - 1),
+                          seed=asked.seed, eps=EPS)
     seconds = time.process_time() - start
     start = time.process_time()
     measured = zoo.evaluate(

@@ -53,7 +53,7 @@ def test_every_name_works(name: str) -> None:
 
 
 def test_unknown_names_and_networks_without_activations_are_errors() -> None:
-    with pytest.raises(OptionError, match="no activation is called 'rellu'; did you mean 'relu'?"):
+    with pytest.raises(OptionError, match=r"no activation is called 'rellu'; did you mean 'relu'?"):
         swap_activations(nn.Sequential(nn.ReLU()), "rellu")
     with pytest.raises(OptionError, match="Linear has no activation modules to swap"):
         swap_activations(nn.Linear(2, 2), "relu")

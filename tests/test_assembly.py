@@ -131,7 +131,8 @@ class TestEveryFusion:
         assert torch.equal(torch.get_rng_state(), generator)
         for parameter in fused.parameters():
             parameter.data.zero_()
-        for model, (tensors, grads, modes, recipe, classes, told) in zip(given, before, strict=True):
+        for model, (tensors, grads, modes, recipe, classes, told) in zip(
+                given, before, strict=True):
             assert all(torch.equal(tensors[key], now) for key, now in model.state_dict().items())
             assert [p.requires_grad for p in model.parameters()] == grads
             assert [module.training for module in model.modules()] == modes
@@ -177,9 +178,10 @@ class TestEveryFusion:
         self, members: Any, strategy: str, arguments: dict[str, Any], error: type[Exception],
         message: str,
     ) -> None:
-        given = [build(seed=seed) for seed in range(members)] if isinstance(members, int) else members
+        if isinstance(members, int):
+            members = [build(seed=seed) for seed in range(members)]
         with pytest.raises(error, match=message):
-            zoo.fuse(given, strategy, **arguments)
+            zoo.fuse(members, strategy, **arguments)
 
 
 class TestWeights:
@@ -243,8 +245,8 @@ class TestWeights:
             zoo.fuse([build(), build(in_chans=1)], "average")
 
     def test_a_base_of_another_architecture_is_refused(self) -> None:
-        with pytest.raises(FusionError, match="the base timm/test_resnet.r160_in1k is "
-                           "timm/test_resnet and the members are timm/test_vit"):
+        with pytest.raises(FusionError, match=r"the base timm/test_resnet.r160_in1k is "
+                           r"timm/test_resnet and the members are timm/test_vit"):
             zoo.fuse([build(), build()], "ties", base=build("test_resnet"))
 
     def test_members_that_normalise_differently_are_fused_with_a_warning(self) -> None:
@@ -325,7 +327,7 @@ class TestFeatures:
 
     def test_images_that_no_member_shares_are_refused(self) -> None:
         zoo.fuse([build(in_chans=1), build()], "concat")
-        with pytest.raises(FusionError, match="images of 3 and 5 channels.*the same in_chans"):
+        with pytest.raises(FusionError, match=r"images of 3 and 5 channels.*the same in_chans"):
             zoo.fuse([build(in_chans=5), build()], "concat")
 
     def test_fusions_nest(self) -> None:
@@ -376,8 +378,8 @@ class TestOutputs:
                 model(images())
 
     def test_different_classes_are_refused_with_what_would_work(self) -> None:
-        with pytest.raises(FusionError, match="only .*knows 'a', 'b', 'c' and 1 more; only .* "
-                           "knows '0'.*'concat' and 'gated'"):
+        with pytest.raises(FusionError, match=r"only .*knows 'a', 'b', 'c' and 1 more; only .* "
+                           r"knows '0'.*'concat' and 'gated'"):
             zoo.fuse([build(classes=LETTERS), build("test_resnet")], "mean")
 
 

@@ -146,7 +146,7 @@ class TestEveryKind:
                 logits = model.classify(embedding)
                 assert torch.allclose(logits, model(images()), atol=1e-6)
             else:
-                with pytest.raises(ZooError, match="deit_tiny.* are not its classifier's answer"):
+                with pytest.raises(ZooError, match=r"deit_tiny.* are not its classifier's answer"):
                     model.classify(embedding)
 
     def test_bfloat16_keeps_the_statistics_in_float32(
@@ -214,7 +214,7 @@ def test_classes_in_another_order_are_matched_by_name() -> None:
 
 def test_a_fusion_of_outputs_keeps_its_heads() -> None:
     fused = zoo.fuse([build(), build("test_vit")], "mean")
-    with pytest.raises(FusionError, match="heads of their own, for 4 other classes.*Train each"):
+    with pytest.raises(FusionError, match=r"heads of their own, for 4 other classes.*Train each"):
         fused.reset_classes(("x", "y"))
     assert fused.classes == LETTERS
 

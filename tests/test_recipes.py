@@ -179,6 +179,13 @@ def test_what_cannot_be_done_together(tmp_path: Path) -> None:
                     ) == ["17: fuse.norms: zoo/mean fuses no weights; leave it out"]
 
 
+def test_unlabelled_images_that_nothing_learns_from(tmp_path: Path) -> None:
+    recipe = copy.deepcopy(DATA)
+    recipe["data"]["target"]["unlabelled"] = "zoo/digits"
+    with pytest.warns(UserWarning, match=r"no step of this recipe learns from data\.target\.unlab"):
+        rehearse(read_recipe(recipe))
+
+
 def test_a_baseline_that_cannot_be_trained_like_the_target(tmp_path: Path) -> None:
     told = problems(tmp_path, ("strategy: ties\n  density: 0.5", "strategy: concat"),
                     ("    method: finetune\n    lr: 1e-3", "    method: self_distill"),
@@ -243,10 +250,12 @@ def test_data_are_opened_before_any_work(
     monkeypatch.chdir(tmp_path)
     recipe = copy.deepcopy(DATA)
     recipe["data"]["target"][field] = value
+    if field == "unlabelled":
+        recipe["source"]["transfer"] = {"method": "dann"}
     with pytest.raises(RecipeError) as caught:
         zoo.run(recipe, tmp_path / "out")
     assert f"recipe: {told.format(home=tmp_path)}" in str(caught.value)
-    assert not list((tmp_path / "out" / "steps").glob("*source*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_test_set_may_not_have_other_classes(tmp_path: Path) -> None:

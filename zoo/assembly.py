@@ -239,7 +239,8 @@ def _spelled(given: Model | str | Path) -> str:
 
 
 def _short(given: object) -> str:
-    return repr(given) if isinstance(given, (str, Path, int, float)) else f"a {type(given).__name__}"
+    plain = isinstance(given, (str, os.PathLike, int, float))
+    return repr(given) if plain else f"a {type(given).__name__}"
 
 
 def _facts(model: Model, name: str) -> MemberFacts:

@@ -27,18 +27,18 @@ def build_net(
 ) -> nn.Module:
     """Call a backbone's builder with what it takes.
 
-    Raises OptionError for an image_size that it does not take, PluginError when what it gives has
-    not timm's semantics.
+    Raises OptionError for channels or a size that it cannot change, PluginError when what it gives
+    has not timm's semantics.
     """
     builder = load(spec)
-    core: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained,
-                            "in_chans": in_chans}
+    core: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     if accepts(builder, "name"):
         core["name"] = spec.name.partition("/")[2]
-    if accepts(builder, "image_size"):
-        core["image_size"] = image_size
-    elif image_size is not None:
-        raise OptionError(spec.name, "it has one input size; leave image_size out")
+    for name, given, usual in (("in_chans", in_chans, 3), ("image_size", image_size, None)):
+        if accepts(builder, name):
+            core[name] = given
+        elif given != usual:
+            raise OptionError(spec.name, f"it cannot change {name}; leave it out")
     net = builder(**core, **options)
     if not isinstance(net, nn.Module):
         raise PluginError(spec.name, None, f"{spec.build} gave {type(net).__name__}, expected a "

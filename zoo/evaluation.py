@@ -58,7 +58,7 @@ def evaluate(
     data: Any,
     *,
     attacks: Mapping[str, Mapping[str, Any]] | Sequence[str] | str = (),
-    batch_size: int = 128,
+    batch_size: int = 64,
     workers: int = 0,
     seed: int = 0,
 ) -> Evaluation:
@@ -99,7 +99,7 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(
-    model: Model, images: ImageData, *, batch_size: int = 128, workers: int = 0
+    model: Model, images: ImageData, *, batch_size: int = 64, workers: int = 0
 ) -> Tensor:
     """Logits [N, classes] on the CPU, in the order of the data; the model's modes are kept."""
     parts = []

@@ -60,7 +60,7 @@ def extract(
     data: ImageData,
     compute: Callable[[Tensor], Features],
     *,
-    batch_size: int = 128,
+    batch_size: int = 64,
     description: str = "features",
     workers: int = 0,
 ) -> Features:

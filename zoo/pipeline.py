@@ -62,20 +62,21 @@ def run(
     stages = ["source", "target", "fused", *(["updated"] if plan.update else []), "everything"]
     done: dict[str, Step] = {}
     measured: dict[str, Evaluation] = {}
-    with task("run", len(stages), "stages") as advance, steps.locked():
+    with task("run", len(stages), "stages") as advance:
         rehearse(plan)
         data = open_data(plan)
-        stage = _Stages(plan, data, steps, device)
-        for name in stages:
-            done[name] = getattr(stage, name)(done)
-            measured[name] = steps.measure(done[name], data.test, plan.evaluate.attacks, plan.seed)
-            say(f"{name}: {percent(measured[name].accuracy)} of {measured[name].n:,} test images "
-                f"right, after {time.perf_counter() - start:.0f} s")
-            advance()
-        fused = done["fused"].model
-        save(fused, folder / plan.save)
-        report = report_of(plan, done, measured, data.sizes, time.perf_counter() - start)
-        write_report(folder, report)
+        with steps.locked():
+            stage = _Stages(plan, data, steps, device)
+            for name in stages:
+                step = done[name] = getattr(stage, name)(done)
+                measured[name] = steps.measure(step, data.test, plan.evaluate.attacks, plan.seed)
+                say(f"{name}: {percent(measured[name].accuracy)} of {measured[name].n:,} test "
+                    f"images right, after {time.perf_counter() - start:.0f} s")
+                advance()
+            fused = done["fused"].model
+            save(fused, folder / plan.save)
+            report = report_of(plan, done, measured, data.sizes, time.perf_counter() - start)
+            write_report(folder, report)
     return Run(folder, fused, report)
 
 

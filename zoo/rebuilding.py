@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
-from zoo.backbones.folders import from_config, in_chans, kept_config, want_sane
+from zoo.backbones.folders import from_config, kept_config, want_sane
 from zoo.building import build_net, without_weights
 from zoo.errors import FormatError, OptionError, UnknownName, ZooError
 from zoo.model import Blueprint, Fusion, Member, Model
@@ -91,8 +91,9 @@ def _plain_timm(file: Path, config: Mapping[str, Any]) -> Model:
     counted = tuple(map(str, range(net.num_classes)))
     classes = net.label_names if len(net.label_names) == net.num_classes else counted
     name = f"timm/{config['architecture']}"
-    blueprint = Blueprint(backbone=name, num_classes=net.num_classes, in_chans=in_chans(config),
-                          config=kept_config(config))
+    kept = kept_config(config)
+    blueprint = Blueprint(backbone=name, num_classes=net.num_classes, config=kept,
+                          in_chans=kept["pretrained_cfg"]["input_size"][0])
     told = config.get("pretrained_cfg") or config
     source = {"architecture": name, **{key: told[key] for key in ("license", "tag")
                                        if told.get(key)}}

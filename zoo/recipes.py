@@ -198,7 +198,7 @@ class Recipe(_Strict):
     @property
     def home(self) -> Path:
         """The folder that relative paths start from: the file's own, or the current one."""
-        return Path(self._file).parent if self._lines else Path.cwd()
+        return Path(self._file).absolute().parent if self._lines else Path.cwd()
 
     def error(self, problems: Iterable[Problem]) -> RecipeError:
         """What is wrong at these places, with their lines, in the order of the file."""

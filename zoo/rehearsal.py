@@ -35,6 +35,9 @@ def rehearse(recipe: Recipe) -> None:
         problems = [*_contradictions(recipe), *_wrong_values(recipe)]
     if problems:
         raise recipe.error(problems)
+    if recipe.data.target.unlabelled and not list(_adapting(recipe)):
+        warnings.warn("no step of this recipe learns from data.target.unlabelled; a method such "
+                      "as 'dann' does", stacklevel=3)
 
 
 def same_network(recipe: Recipe) -> bool:
@@ -56,6 +59,13 @@ def _transfers(recipe: Recipe) -> Iterator[tuple[Place, Transfer]]:
             yield (step, "transfer"), part
     if recipe.update:
         yield ("update",), recipe.update
+
+
+def _adapting(recipe: Recipe) -> Iterator[tuple[Place, Transfer]]:
+    """The transfers that learn from unlabelled images."""
+    for place, method in _transfers(recipe):
+        if "unlabelled" in find(method.method, TransferSpec).uses:
+            yield place, method
 
 
 def _wrong_names(recipe: Recipe) -> Iterator[Problem]:
@@ -149,10 +159,9 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
             if getattr(recipe.fuse, name) is not None:
                 yield ("fuse", name), f"{fusion.name} fuses no weights; leave it out"
     if recipe.data.target.unlabelled is None:
-        for place, method in _transfers(recipe):
-            if "unlabelled" in find(method.method, TransferSpec).uses:
-                yield ((*place, "method"), f"{method.method} adapts to unlabelled images; "
-                       "say where they are in data.target.unlabelled")
+        for place, method in _adapting(recipe):
+            yield ((*place, "method"), f"{method.method} adapts to unlabelled images; say where "
+                   "they are in data.target.unlabelled")
 
 
 def _wrong_values(recipe: Recipe) -> Iterator[Problem]:

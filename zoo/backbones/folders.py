@@ -55,10 +55,9 @@ def from_config(config: Mapping[str, Any], file: Path) -> nn.Module:
         arguments["num_classes"] = config["num_classes"]
     told = dict(config.get("pretrained_cfg") or config)
     want_sane(file, {**told, **arguments})
-    built = kept_config(config)
-    net = timm.create_model(architecture, pretrained=False, **arguments,
-                            pretrained_cfg=built["pretrained_cfg"])
-    net.preprocessing = Preprocessing.from_timm(told).for_channels(in_chans(config))
+    kept = kept_config(config)["pretrained_cfg"]
+    net = timm.create_model(architecture, pretrained=False, **arguments, pretrained_cfg=kept)
+    net.preprocessing = Preprocessing.from_timm(kept).for_channels(kept["input_size"][0])
     net.label_names = _label_names(config.get("label_names") or told.get("label_names"))
     return net  # type: ignore[no-any-return]
 
@@ -70,17 +69,16 @@ def kept_config(config: Mapping[str, Any]) -> dict[str, Any]:
     told = config.get("pretrained_cfg") or config
     known = {field.name for field in fields(PretrainedCfg)} - _THEIRS
     arguments = config.get("model_args") or {}
+    channels, *size = told.get("input_size") or (3, 224, 224)
+    if arguments.get("img_size"):
+        given = arguments["img_size"]
+        size = [given, given] if isinstance(given, int) else list(given)
     return {
         "architecture": config["architecture"],
         "model_args": {key: arguments[key] for key in arguments if key != "num_classes"},
-        "pretrained_cfg": {key: told[key] for key in told if key in known},
+        "pretrained_cfg": {**{key: told[key] for key in told if key in known},
+                           "input_size": [arguments.get("in_chans") or channels, *size]},
     }
-
-
-def in_chans(config: Mapping[str, Any]) -> int:
-    """The channels that a timm config's network takes."""
-    arguments, told = config.get("model_args") or {}, config.get("pretrained_cfg") or config
-    return int(arguments.get("in_chans") or (told.get("input_size") or [3])[0])
 
 
 def want_sane(file: Path, numbers: Mapping[str, Any]) -> None:

@@ -294,9 +294,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, named without importing it
                 raise
             output.fail(f"{error} Try a smaller --batch-size or --image-size.")
-        except KeyboardInterrupt:
-            output.fail("interrupted")
-            raise SystemExit(130) from None
     raise SystemExit(1)
 
 

@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from zoo.errors import PluginError
 
 
@@ -27,6 +25,7 @@ def _choose() -> None:
 _choose()
 
 import keras  # type: ignore[import-untyped]  # noqa: E402
+import torch  # noqa: E402
 
 
 @contextmanager

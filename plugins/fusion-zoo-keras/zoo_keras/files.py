@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def _read(file: Path) -> Any:
 
 def _described(architecture: dict[str, Any]) -> Any:
     try:
-        return keras.saving.deserialize_keras_object(architecture, safe_mode=True)
+        # Keras empties what it is given.
+        return keras.saving.deserialize_keras_object(copy.deepcopy(architecture), safe_mode=True)
     except Exception as error:
         raise WeightsError(_unreadable("the architecture", error)) from error
 

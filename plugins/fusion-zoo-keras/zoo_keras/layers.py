@@ -18,9 +18,9 @@ from zoo_keras.backend import keras
 
 def torch_module(layer: Any) -> nn.Module:
     """The module that does what this built layer (or operation) does, with its weights."""
-    if isinstance(layer, keras.layers.BatchNormalization) and not layer.renorm:
+    if type(layer) is keras.layers.BatchNormalization and not getattr(layer, "renorm", False):
         return Norm(layer)
-    if isinstance(layer, keras.layers.Normalization) and layer.weights:
+    if type(layer) is keras.layers.Normalization and layer.weights:
         return Standardised(layer)
     return Stateless(layer)
 

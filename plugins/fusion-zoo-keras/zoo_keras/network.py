@@ -170,7 +170,7 @@ def _activation(layer: Any, so_far: str) -> str:
 def _classifies(step: Step, before: Step | None) -> bool:
     """A dense layer, or a convolution that is one: 1 × 1 on a map of 1 × 1."""
     layer = step.layer
-    if not isinstance(layer, keras.layers.Dense) and not (
+    if type(layer) is not keras.layers.Dense and not (
             type(layer) is keras.layers.Conv2D and layer.kernel_size == (1, 1)):
         return False
     return before is not None and all(side == 1 for side in before.shape[1:-1])

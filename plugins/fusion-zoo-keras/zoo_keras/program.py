@@ -80,14 +80,20 @@ class _Recorder:
         return out
 
     def _inside(self, model: Any, given: Any) -> Any:
-        """The steps of a model inside the model."""
+        """The steps of a model inside the model: its tensors stand where the outer ones do."""
         inputs = keras.tree.map_structure(lambda x: keras.Input(batch_shape=x.shape), model.input)
-        for inner, outer in zip(keras.tree.flatten(inputs), keras.tree.flatten(given), strict=True):
-            self.seen.append(inner)
-            self.slots[id(inner)] = self.slot(outer)
+        self._equate(inputs, given)
         twin = keras.models.clone_model(model, input_tensors=inputs, call_function=self.call,
                                         clone_function=lambda layer: layer)
-        return twin.output
+        out = model(given)
+        self._equate(out, twin.output)
+        return out
+
+    def _equate(self, new: Any, known: Any) -> None:
+        pairs = zip(keras.tree.flatten(new), keras.tree.flatten(known), strict=True)
+        for one, other in pairs:
+            self.seen.append(one)
+            self.slots[id(one)] = self.slot(other)
 
     def _placed(self, value: Any) -> Any:
         return self.slot(value) if isinstance(value, keras.KerasTensor) else value

@@ -18,6 +18,7 @@ from zoo_torchvision.build import build
 import zoo
 from zoo.backbones import Preprocessing
 from zoo.errors import OptionError, WeightsError
+from zoo.testing import run_checks
 
 Publish = Callable[..., Path]
 
@@ -218,6 +219,12 @@ def test_dropout_is_an_option_where_there_is_one() -> None:
         zoo.backbone("torchvision/resnet18", drop_rate=0.1)
     with pytest.raises(OptionError, match=r"drop_rate is 1.0, expected a share in \[0, 1\)"):
         net_of("mobilenet_v3_small", drop_rate=1.0)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1"])
+def test_conforms(name: str) -> None:
+    for outcome in run_checks("torchvision", names=[name]):
+        assert outcome.state == "passed", f"{outcome.check.name}: {outcome.reason}"
 
 
 @pytest.mark.parametrize(("name", "options"), [

@@ -93,7 +93,7 @@ def _fetch(
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torch prints that it downloads
             state = weights.get_state_dict(
-                progress=False, check_hash=False, weights_only=True, map_location="cpu")
+                progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except Exception as error:  # of the network, of the disk, of zip files, of pickles
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if file.is_file():
