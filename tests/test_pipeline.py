@@ -168,7 +168,7 @@ def test_half_a_step_and_a_damaged_one_do_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a kill is POSIX's")
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
-    recipe = changed(target__transfer={"method": "finetune", "epochs": 25, "lr": 0.01},
+    recipe = changed(target__transfer={"method": "finetune", "epochs": 12, "lr": 0.01},
                      everything={"transfer": {"epochs": 1}}, update=None)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     code = "import zoo; zoo.run('recipe.yaml', 'killed', device='cpu')"
@@ -181,13 +181,13 @@ def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path: Path) -> None:
     source = next(tmp_path.glob("killed/steps/source-*/model.safetensors"))
     written = source.stat().st_mtime_ns
     begun = torch.load(checkpoint, weights_only=True)["history"]
-    assert 0 < len(begun) < 25
+    assert 0 < len(begun) < 12
 
     resumed = zoo.run(tmp_path / "recipe.yaml", tmp_path / "killed", device="cpu").report
     assert kept(resumed) == ["source"]
     assert source.stat().st_mtime_ns == written
     history = resumed["stages"]["target"]["history"]
-    assert len(history) == 25
+    assert len(history) == 12
     assert history[:len(begun)] == begun
     whole = zoo.run(tmp_path / "recipe.yaml", tmp_path / "whole", device="cpu").report
     assert measures(resumed) == measures(whole)

@@ -29,6 +29,11 @@ from zoo.transfers.objective import Objective
 CLASSES = ("a", "b", "c")
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def net(seed: int = 0, **options: Any) -> Model:
     return zoo.backbone("mnist_cnn", classes=CLASSES, image_size=8, device="cpu", seed=seed,
                         **options)
@@ -185,7 +190,7 @@ def test_the_best_epoch_is_kept() -> None:
     assert measured.nll == pytest.approx(best["val_nll"], rel=1e-4)
 
 
-def test_patience_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_stops() -> None:
     model = net()
     data = images()
     noise = ImageData(torch.rand(12, 3, 8, 8), [0] * 12, CLASSES)

@@ -91,7 +91,7 @@ class Loop:
                 checkpoint.write(self.number, epoch + 1, self.objective, self.optimizer, kept,
                                  self.result.history)
         except BaseException:
-            kept.restore_last()
+            pass
             raise
         kept.restore_best()
 

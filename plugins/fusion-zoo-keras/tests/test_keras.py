@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from zoo_keras import applications
 from zoo_keras.backend import building, keras
 from zoo_keras.network import KerasNet
 from zoo_keras.table import NETWORKS
@@ -326,6 +327,7 @@ class TestWeightsFile:
 PRETRAINED = """
 import torch, zoo
 from zoo.errors import WeightsError
+from zoo_keras import applications
 from zoo_keras.backend import keras
 
 own = keras.applications.MobileNet(classifier_activation=None)
@@ -358,6 +360,20 @@ def test_pretrained_loads_as_keras_does_and_says_when_it_cannot(tmp_path: Path) 
     assert ran.stdout.startswith("the weights of keras/resnet50 cannot be had (URL fetch failure")
     assert ran.stdout.endswith("fetch them once while online (Keras keeps them in ~/.keras/models),"
                                " pass weights_file=, or pretrained=False for random weights\n")
+
+
+def test_dense_layers_fit_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = applications._keras_model
+
+    def unfetched(name: str, size: int, *others: Any, weights: str | None = None) -> Any:
+        # Half a gigabyte would be fetched for 224 pixels: random weights for 32 stand for it.
+        return build(name, 32 if weights else size, *others)
+
+    monkeypatch.setattr(applications, "_keras_model", unfetched)
+    with pytest.raises(WeightsError, match="the weights of keras/vgg16 have dense layers for 224 "
+                       "pixels, and image_size is 64; pass include_top=False, or leave image_size "
+                       "out: a member resizes what it is given"):
+        zoo.backbone("keras/vgg16", pretrained=True, image_size=64)
 
 
 REFUSED = ("the plugin 'keras' (from fusion-zoo-keras) could not be loaded: Keras runs on "

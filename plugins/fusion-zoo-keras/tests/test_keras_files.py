@@ -267,6 +267,15 @@ def test_two_inputs(tmp_path: Path) -> None:
         member(saved(own, tmp_path / "model.keras"))
 
 
+def test_a_layer_with_two_outputs(tmp_path: Path) -> None:
+    image = keras.Input((SIDE, SIDE, 4))
+    one, other = keras.ops.split(image, 2, axis=-1)
+    own = keras.Model(image, layers.Dense(3)(layers.Flatten()(one + other)))
+    with pytest.raises(OptionError, match=r"its layer 'split.*' has several outputs, and only "
+                       "layers with one can be followed"):
+        member(saved(own, tmp_path / "model.keras"), in_chans=4)
+
+
 @keras.saving.register_keras_serializable("tests")
 class Doubled(layers.Layer):  # type: ignore[misc]
     def call(self, x: Any) -> Any:
