@@ -91,7 +91,7 @@ class Loop:
                 checkpoint.write(self.number, epoch + 1, self.objective, self.optimizer, kept,
                                  self.result.history)
         except BaseException:
-            pass
+            kept.restore_last()
             raise
         kept.restore_best()
 
