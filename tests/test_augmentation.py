@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.augmentation import augmented
 from zoo.datasets import Batches, ImageData, load_data
 from zoo.errors import OptionError
+from zoo.training.augmentation import augmented
 
 POLICIES: list[Any] = [
     "basic", "rand-m9-n2", "augmix-m3", "original", {"scale": (0.5, 1.0)},

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.checkpoints import Checkpoint, Kept
 from zoo.errors import TrainingError
-from zoo.losses import criterion
 from zoo.model import Model
+from zoo.training.checkpoints import Checkpoint, Kept
+from zoo.training.losses import criterion
 from zoo.transfers.objective import Objective
 
 

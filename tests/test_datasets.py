@@ -294,7 +294,7 @@ def test_role_and_split_of_registered_data() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(UnknownName, match=r"mean 'acme/leaves'\? [Tt]here is no file or folder of"):
         load_data("acme/leavs")
-    with pytest.raises(UnknownName, match="'ties'; zoo/ties is a fusion[;.] [Tt]here is no file or fol"):
+    with pytest.raises(UnknownName, match=r"'ties'; zoo/ties is a fusion"):
         load_data("ties")
 
 

@@ -16,7 +16,7 @@ _SCRIPT = """
 import sys, torch, zoo
 from accelerate import PartialState
 from zoo.datasets import ImageData
-from zoo.streams import Stream
+from zoo.training.streams import Stream
 
 rank = PartialState(cpu=True).process_index
 torch.set_num_threads(1)

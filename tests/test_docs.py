@@ -97,7 +97,8 @@ def _use_plugin(workplace: Path, page: Path) -> None:
     project = tomllib.loads(blocks(page, "toml")[0][1])["project"]
     info = workplace / "fusion_zoo_acme-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
     entries = project["entry-points"]["zoo.plugins"]
     (info / "entry_points.txt").write_text("[zoo.plugins]\n" + "\n".join(
         f"{name} = {module}" for name, module in entries.items()))
@@ -127,7 +128,7 @@ def test_every_yaml_recipe_in_the_guide_runs(
 
 
 def test_examples_are_recipes() -> None:
-    from zoo.recipes import read_recipe
+    from zoo.pipeline.recipes import read_recipe
 
     for recipe in ROOT.glob("examples/*.yaml"):
         assert read_recipe(recipe).fuse.strategy

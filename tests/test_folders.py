@@ -16,8 +16,8 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from zoo.backbones.folders import from_config
 from zoo.errors import FormatError
+from zoo.store.timm_layout import from_config
 
 # Where zoo cannot be imported: plain timm must do.
 PLAIN = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.errors import OptionError
-from zoo.losses import criterion
+from zoo.training.losses import criterion
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
 LABELS = torch.tensor([0, 1])

@@ -8,8 +8,8 @@ import pytest
 
 import zoo
 from zoo.errors import RecipeError
-from zoo.recipes import read_recipe
-from zoo.rehearsal import rehearse
+from zoo.pipeline.dry_run import dry_run
+from zoo.pipeline.recipes import read_recipe
 
 RECIPE = """\
 data:
@@ -42,7 +42,7 @@ def problems(tmp_path: Path, *changes: tuple[str, str], recipe: str = RECIPE) ->
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe)
     with pytest.raises(RecipeError) as caught:
-        rehearse(read_recipe(file))
+        dry_run(read_recipe(file))
     told = str(caught.value).splitlines()
     assert all(line.startswith(f"{file}:") for line in told)
     assert len(caught.value.problems) == len(told)
@@ -52,7 +52,7 @@ def problems(tmp_path: Path, *changes: tuple[str, str], recipe: str = RECIPE) ->
 def test_a_good_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe = read_recipe(tmp_path / "recipe.yaml")
-    rehearse(recipe)
+    dry_run(recipe)
     assert recipe.data.target.val == 0.1
     assert recipe.target.transfer.arguments == {"lr": 0.001}
     assert recipe.fuse.options == {"density": 0.5}
@@ -63,7 +63,7 @@ def test_a_good_recipe_is_read_with_its_defaults(tmp_path: Path) -> None:
 
 def test_the_examples_are_right() -> None:
     for file in Path("examples").glob("*.yaml"):
-        rehearse(read_recipe(file))
+        dry_run(read_recipe(file))
 
 
 def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_unlabelled_images_that_nothing_learns_from(tmp_path: Path) -> None:
     recipe = copy.deepcopy(DATA)
     recipe["data"]["target"]["unlabelled"] = "zoo/digits"
     with pytest.warns(UserWarning, match=r"no step of this recipe learns from data\.target\.unlab"):
-        rehearse(read_recipe(recipe))
+        dry_run(read_recipe(recipe))
 
 
 def test_a_baseline_that_cannot_be_trained_like_the_target(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from zoo.evaluation import Evaluation
 from zoo.measures import wilson
-from zoo.recipes import read_recipe
+from zoo.pipeline.content import report_of
+from zoo.pipeline.recipes import read_recipe
+from zoo.pipeline.steps import Step
 from zoo.report import markdown as text_of
-from zoo.report.content import report_of
-from zoo.steps import Step
 
 RECIPE = read_recipe({
     "data": {"target": {"train": "zoo/digits", "test": "zoo/digits"}},

@@ -301,7 +301,7 @@ def test_a_killed_save_leaves_the_old_model(tmp_path: Path) -> None:
     before = logits(zoo.load(folder, device="cpu"))
     program = f"""
 import os, zoo, zoo.store
-zoo.store.model_card = lambda *_, **__: os._exit(9)  # killed after the weights were written
+zoo.store.folders.model_card = lambda *_, **__: os._exit(9)  # killed after the weights were written
 zoo.save(zoo.backbone("mnist_cnn", device="cpu"), {str(folder)!r})
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9

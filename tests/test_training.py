@@ -22,8 +22,8 @@ from torch.nn import functional
 import zoo
 from zoo.datasets import ImageData, index_batches
 from zoo.errors import DataError, FusionError, OptionError, TrainingError
-from zoo.loop import Loop
 from zoo.model import Model
+from zoo.training.loop import Loop
 from zoo.transfers.objective import Objective
 
 CLASSES = ("a", "b", "c")
@@ -323,15 +323,15 @@ _RUN = """
 import sys, time, torch, zoo
 sys.path.insert(0, {tests!r})
 from test_training import images, net, state
-import zoo.loop
+import zoo.training.loop
 torch.set_num_threads(1)
 model = net(drop_rate=0.3)
 if sys.argv[1] == "slow":
-    epoch = zoo.loop.Loop._epoch
+    epoch = zoo.training.loop.Loop._epoch
     def slow(self, number):
         time.sleep(0.2)
         return epoch(self, number)
-    zoo.loop.Loop._epoch = slow
+    zoo.training.loop.Loop._epoch = slow
 result = zoo.transfer(model, images(), "lp_ft", val=0.25, epochs=12, schedule="cosine", seed=7,
                       augment="basic", checkpoint={folder!r})
 torch.save([state(model), [(r["phase"], r["loss"], r["val_nll"]) for r in result.history]],

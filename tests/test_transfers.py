@@ -16,9 +16,9 @@ from zoo.attacks.pgd import pgd
 from zoo.datasets import ImageData, load_data
 from zoo.errors import DataError, OptionError
 from zoo.features import forget
-from zoo.losses import criterion
 from zoo.model import Model
-from zoo.streams import Stream
+from zoo.training.losses import criterion
+from zoo.training.streams import Stream
 from zoo.transfers import dann, fgsm_at, finetune, linear_probe, lp_ft, pgd_at, self_distill
 from zoo.transfers.dann import reverse_gradient
 from zoo.transfers.objective import Batch, Taught
@@ -205,8 +205,8 @@ def test_kept_answers_of_a_teacher_are_those_of_the_batch(teacher: Any) -> None:
     taught.train()
     zoo.transfer(a, images(), "self_distill", teachers=[taught], epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.streams._computed_once", lambda *_: ())
-        patch.setattr("zoo.streams.Stream._taught", _live)
+        patch.setattr("zoo.training.streams._computed_once", lambda *_: ())
+        patch.setattr("zoo.training.streams.Stream._taught", _live)
         zoo.transfer(b, images(), "self_distill", teachers=[taught], epochs=2)
     assert gap(a, b) < 1e-5
 

@@ -24,6 +24,7 @@ class Batches(DataLoader[Any]):
             batch_size=None,
             num_workers=0 if data.in_memory else workers,
             collate_fn=_as_is,
+            generator=torch.Generator(),  # leaves the user's random numbers alone
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:  # type: ignore[override]

@@ -1,11 +1,12 @@
 """Tensors in safetensors files: read as private maps, written once, replaced as a whole."""
 
 from zoo.tensors.atomic import atomic_file, atomic_folder, current_folder
-from zoo.tensors.header import TensorInfo, encode_header, read_header
+from zoo.tensors.header import ALIGNMENT, TensorInfo, encode_header, read_header
 from zoo.tensors.reading import StoredTensors, load_tensors, open_tensors
 from zoo.tensors.writing import save_tensors, sha256_file
 
 __all__ = [
+    "ALIGNMENT",
     "StoredTensors",
     "TensorInfo",
     "atomic_file",

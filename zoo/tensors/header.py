@@ -30,6 +30,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     }.items()
     if hasattr(torch, dtype)
 }  # fmt: skip
+# Mapped tensors that start on a line of the cache answer bit for bit as in memory.
+ALIGNMENT = 64
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -99,7 +101,7 @@ def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) 
             "data_offsets": (info.start, info.stop),
         }
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.errors import DiskFull, FormatError, OptionError
 from zoo.tensors.atomic import atomic_file
-from zoo.tensors.header import DTYPE_NAMES, MAX_HEADER_BYTES, TensorInfo, encode_header
+from zoo.tensors.header import ALIGNMENT, DTYPE_NAMES, MAX_HEADER_BYTES, TensorInfo, encode_header
 
 
 def save_tensors(
@@ -29,7 +29,7 @@ def save_tensors(
 
     Each file appears whole or not at all; `atomic_folder` does that for several. Tensors that
     are the same memory are stored once, and the metadata says which name stands for which, as
-    Hugging Face's libraries do. Large items come first, then names in order.
+    Hugging Face's libraries do. Whole cache lines come first, then large items, then names in order.
 
     tensors: any device, contiguous or not. path: ends in `.safetensors`; shards are called
     `NAME-00001-of-00002.safetensors` and the index `NAME.safetensors.index.json`.
@@ -123,11 +123,17 @@ def _check_space(path: Path, needed: int) -> None:
         raise DiskFull(path, needed, free)
 
 
+def _place(tensor: Tensor, key: str) -> tuple[bool, int, str]:
+    """What a tensor is sorted by: those whose bytes are whole lines of the cache first, so that
+    they are aligned in the mapped file, then large items, then names."""
+    return tensor.nbytes % ALIGNMENT != 0, -tensor.itemsize, key
+
+
 def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
     """The tensors in the order in which they are stored, cut where a shard would grow too large."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
-    for key in sorted(tensors, key=lambda key: (-tensors[key].itemsize, key)):
+    for key in sorted(tensors, key=lambda key: _place(tensors[key], key)):
         if max_bytes is not None and shards[-1] and size + tensors[key].nbytes > max_bytes:
             shards.append({})
             size = 0

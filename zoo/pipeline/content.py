@@ -9,8 +9,8 @@ from typing import Any
 import zoo
 from zoo.evaluation import Evaluation
 from zoo.measures import mcnemar
-from zoo.recipes import Recipe
-from zoo.steps import Step
+from zoo.pipeline.recipes import Recipe
+from zoo.pipeline.steps import Step
 
 
 def report_of(

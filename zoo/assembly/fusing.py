@@ -12,6 +12,8 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from zoo.assembly.one_network import Norms, fuse_weights, settle_norms, want_single
+from zoo.assembly.side_by_side import fit_outputs, put_side_by_side
 from zoo.backbones.activations import swap_activations
 from zoo.building import build_net, member_of, seeded
 from zoo.device import resolve_device, resolve_dtype
@@ -20,10 +22,8 @@ from zoo.fusion.planning import MemberFacts, check, check_count
 from zoo.fusion.weighting import Weight
 from zoo.model import Blueprint, Model
 from zoo.names import Address, Name, is_path, parse
-from zoo.one_network import Norms, fuse_weights, settle_norms, want_single
 from zoo.options import checked
 from zoo.registry import find
-from zoo.side_by_side import fit_outputs, put_side_by_side
 from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store import load as load_model
 from zoo.store import network
@@ -206,8 +206,10 @@ def _registered(
         swap_activations(net, activation)
     outputs = int(getattr(net, "num_classes", 0) or num_classes or 0)
     names = tuple(classes) if classes else _native_classes(net, outputs)
+    # A network that was built from a user's file says how to build it without the file.
     blueprint = Blueprint(backbone=spec.name, num_classes=outputs, in_chans=in_chans,
-                          image_size=image_size, activation=activation, options=values)
+                          image_size=image_size, activation=activation,
+                          options=getattr(net, "options", None) or values)
     source = dict(getattr(net, "source", {})) if pretrained else {}
     if pretrained and spec.license:
         source.setdefault("license", spec.license)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from zoo.augmentation import augmented
 from zoo.datasets import Batches, ImageData, index_batches, to_unit
 from zoo.errors import DataError, TrainingError
 from zoo.features import Features, extract, take, trunk_features
 from zoo.model import Model
-from zoo.settings import Settings
+from zoo.training.augmentation import augmented
+from zoo.training.settings import Settings
 from zoo.transfers.objective import Batch, Taught
 
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
-from zoo.backbones.folders import from_config, kept_config, want_sane
 from zoo.building import build_net, without_weights
 from zoo.errors import FormatError, OptionError, UnknownName, ZooError
 from zoo.model import Blueprint, Fusion, Member, Model
 from zoo.options import checked
 from zoo.registry import find, load
 from zoo.specs import BackboneSpec, FusionSpec
+from zoo.store.timm_layout import from_config, kept_config, want_sane
 
 
 def rebuild(file: Path, config: Mapping[str, Any]) -> Model:

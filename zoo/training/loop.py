@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from zoo.checkpoints import Checkpoint, Kept
 from zoo.datasets import ImageData
 from zoo.device import resolve_dtype
 from zoo.errors import TrainingError
@@ -20,8 +19,9 @@ from zoo.features import evaluating
 from zoo.measures import measure
 from zoo.model import Model
 from zoo.progress import task
-from zoo.settings import Settings, make_optimizer, make_scheduler
-from zoo.streams import Stream
+from zoo.training.checkpoints import Checkpoint, Kept
+from zoo.training.settings import Settings, make_optimizer, make_scheduler
+from zoo.training.streams import Stream
 from zoo.transfers.objective import Phase
 
 

@@ -13,11 +13,11 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from zoo.augmentation import transform
 from zoo.device import resolve_dtype
 from zoo.errors import OptionError
-from zoo.losses import criterion
 from zoo.names import suggest
+from zoo.training.augmentation import transform
+from zoo.training.losses import criterion
 
 SCHEDULES = ("none", "cosine", "tanh", "step", "multistep", "poly")
 

@@ -1,8 +1,8 @@
 """Train a model on data by a method.
 
-A method says what trains and what the loss of a batch is (an `Objective`); `zoo.loop` is the one
-loop for all of them. Several processes are Accelerate's; optimisers, schedules and augmentation
-are timm's.
+A method says what trains and what the loss of a batch is (an `Objective`); `zoo.training.loop` is
+the one loop for all of them. Several processes are Accelerate's; optimisers, schedules and
+augmentation are timm's.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from zoo.checkpoints import Checkpoint
 from zoo.datasets import ImageData, load_data
 from zoo.errors import OptionError, TrainingError
 from zoo.features import evaluating
-from zoo.loop import Judge, Loop, Transferred
-from zoo.loop import seed as set_seed
-from zoo.losses import criterion
 from zoo.model import Model
 from zoo.options import accepts, checked
 from zoo.registry import find, load
-from zoo.settings import Settings
 from zoo.specs import TransferSpec
-from zoo.streams import Stream
 from zoo.tensors.digest import digest
+from zoo.training.checkpoints import Checkpoint
+from zoo.training.loop import Judge, Loop, Transferred
+from zoo.training.loop import seed as set_seed
+from zoo.training.losses import criterion
+from zoo.training.settings import Settings
+from zoo.training.streams import Stream
 from zoo.transfers.objective import Objective, Phase
 
 __all__ = ["Transferred", "transfer"]

@@ -20,7 +20,15 @@ from zoo.errors import BadName, OptionError, PluginError, UnknownName, ZooError
 from zoo.model import Model
 from zoo.names import Name, parse, suggest
 from zoo.options import checked, options_of
-from zoo.recipes import Backbone, Everything, Place, Problem, Recipe, Transfer, known_fields
+from zoo.pipeline.recipes import (
+    Backbone,
+    Everything,
+    Place,
+    Problem,
+    Recipe,
+    Transfer,
+    known_fields,
+)
 from zoo.registry import find
 from zoo.specs import AnySpec, BackboneSpec, FusionSpec, TransferSpec
 from zoo.training import transfer
@@ -28,7 +36,7 @@ from zoo.training import transfer
 S = TypeVar("S", bound=AnySpec)
 
 
-def rehearse(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe) -> None:
     """Raise RecipeError with everything that is found wrong, each with its line and field."""
     problems = [*_wrong_names(recipe)]
     if not problems:

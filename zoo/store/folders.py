@@ -21,18 +21,18 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 import zoo
-from zoo.backbones.folders import from_config, hub_folder, timm_config
 from zoo.building import measure_features, without_weights
-from zoo.card import model_card
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
 from zoo.errors import BadName, FormatError, MissingPlugin, ZooError
 from zoo.model import Member, Model
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
-from zoo.rebuilding import rebuild
 from zoo.registry import find
 from zoo.specs import BackboneSpec, FusionSpec
-from zoo.tensors import atomic_folder, current_folder, load_tensors, save_tensors
+from zoo.store.card import model_card
+from zoo.store.rebuilding import rebuild
+from zoo.store.timm_layout import from_config, hub_folder, timm_config
+from zoo.tensors import ALIGNMENT, atomic_folder, current_folder, load_tensors, save_tensors
 
 FORMAT = 1
 UNDERSTOOD: frozenset[str] = frozenset()
@@ -43,7 +43,6 @@ _OURS = re.compile(r"config\.json|README\.md|.+\.safetensors(\.index\.json)?|\.D
 # What `made_with` says of the saving; the rest is the model's recipe.
 _SAVING = ("norms", "licences", "versions", "sha256")
 # torch's own allocations begin at multiples of 64 bytes, and kernels round differently elsewhere.
-_ALIGNMENT = 64
 
 
 def save(
@@ -292,7 +291,7 @@ def _assign(folder: Path, model: Model) -> None:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _tie(net: nn.Module, stored: Mapping[str, Tensor]) -> None:

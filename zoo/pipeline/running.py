@@ -17,15 +17,15 @@ from zoo.assembly import backbone, fuse
 from zoo.datasets import ImageData, join
 from zoo.evaluation import Evaluation
 from zoo.model import Model
+from zoo.pipeline.content import report_of
+from zoo.pipeline.dry_run import dry_run, same_network
+from zoo.pipeline.recipe_data import RecipeData, open_data
+from zoo.pipeline.recipes import Backbone, Recipe, Transfer, read_recipe
+from zoo.pipeline.steps import Notes, Step, Steps
 from zoo.progress import say, task
-from zoo.recipe_data import RecipeData, open_data
-from zoo.recipes import Backbone, Recipe, Transfer, read_recipe
 from zoo.registry import find
-from zoo.rehearsal import rehearse, same_network
-from zoo.report.content import report_of
 from zoo.report.markdown import percent, write_report
 from zoo.specs import FusionSpec, TransferSpec
-from zoo.steps import Notes, Step, Steps
 from zoo.store import save
 from zoo.training import transfer
 
@@ -63,7 +63,7 @@ def run(
     done: dict[str, Step] = {}
     measured: dict[str, Evaluation] = {}
     with task("run", len(stages), "stages") as advance:
-        rehearse(plan)
+        dry_run(plan)
         data = open_data(plan)
         with steps.locked():
             stage = _Stages(plan, data, steps, device)
