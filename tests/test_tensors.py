@@ -90,10 +90,10 @@ def test_the_same_tensors_give_the_same_bytes_and_their_hash(tmp_path: Path) -> 
     digest = hashlib.sha256(one.read_bytes()).hexdigest()
     assert hashes == {"one.safetensors": digest}
     assert sha256_file(one) == digest
-    assert int.from_bytes(one.read_bytes()[:8], "little") % 8 == 0  # aligned, so no copies
+    assert int.from_bytes(one.read_bytes()[:8], "little") % 64 == 56  # whole lines of the cache
     assert open_tensors(one).metadata == {"a": "2", "b": "1", "format": "pt"}
     assert list(open_tensors(one)) == [
-        "norm.count", "conv.bias", "conv.weight", "none", "half", "mask"
+        "none", "norm.count", "conv.bias", "conv.weight", "half", "mask"
     ]  # fmt: skip
 
 

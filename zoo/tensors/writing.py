@@ -29,7 +29,8 @@ def save_tensors(
 
     Each file appears whole or not at all; `atomic_folder` does that for several. Tensors that
     are the same memory are stored once, and the metadata says which name stands for which, as
-    Hugging Face's libraries do. Whole cache lines come first, then large items, then names in order.
+    Hugging Face's libraries do. Whole cache lines come first, then large items, then names in
+    order.
 
     tensors: any device, contiguous or not. path: ends in `.safetensors`; shards are called
     `NAME-00001-of-00002.safetensors` and the index `NAME.safetensors.index.json`.
