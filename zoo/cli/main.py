@@ -265,6 +265,21 @@ def plugins(json: Json = False) -> None:
     output.plugins(zoo.plugins(), json)
 
 
+@app.command(epilog=output.examples("zoo check acme", "zoo check timm --name resnet18 --json"))
+def check(
+    namespace: Annotated[str, typer.Argument(help="The namespace of an installed plugin.")],
+    name: Annotated[list[str] | None, typer.Option(
+        help="Of a catalogue: a name to check; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Check that a plugin keeps the rules; says what its author must change. Exit code 1 when it
+    does not."""
+    from zoo.testing import run_checks
+
+    if not output.checked(list(run_checks(namespace, names=name or ())), json):
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

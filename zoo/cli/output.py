@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.options import Option
     from zoo.pipeline import Run
     from zoo.registry import Listed
+    from zoo.testing.kit import Outcome
     from zoo.training import Transferred
 
 
@@ -113,6 +114,19 @@ def saved(config: Mapping[str, Any], lines: Sequence[str], json: bool) -> None:
         _json(config)
     else:
         print("\n".join(lines))
+
+
+def checked(outcomes: Sequence[Outcome], json: bool) -> bool:
+    """Print what the checks came to; whether all of them passed."""
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if json:
+        _json([{"subject": outcome.check.subject, "check": outcome.check.name,
+                "state": outcome.state, "reason": outcome.reason} for outcome in outcomes])
+        return not failed
+    for outcome in failed:
+        print(f"{outcome.check.subject}: {outcome.check.name}: {outcome.reason}")
+    print(f"{len(outcomes) - len(failed)} checks passed, {len(failed)} failed")
+    return not failed
 
 
 def plugins(found: Sequence[Plugin], json: bool) -> None:

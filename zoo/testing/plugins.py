@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -25,8 +26,9 @@ def loads_alone_and_is_light(namespace: str) -> None:
         f"loaded = discovery().load({namespace!r})\n"
         f"print(json.dumps([name for name in {_HEAVY!r} if name in sys.modules]))\n"
     )
+    path = os.pathsep.join(filter(None, sys.path))  # the same distributions as in this process
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                         check=False)
+                         check=False, env={**os.environ, "PYTHONPATH": path})
     assert ran.returncode == 0, f"{namespace} does not load alone: {ran.stderr.strip()[-500:]}"
     heavy = json.loads(ran.stdout.strip().splitlines()[-1])
     assert not heavy, (

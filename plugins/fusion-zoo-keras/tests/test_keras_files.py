@@ -129,8 +129,6 @@ def test_a_file_that_tensorflow_2_wrote(tmp_path: Path) -> None:
     torch.testing.assert_close(model(images()).detach(), expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.xfail(reason="the core does not yet save what a network says in `options`",
-                   strict=False)
 def test_a_saved_member_does_not_need_the_file(tmp_path: Path) -> None:
     file = saved(branched(), tmp_path / "model.keras")
     model = member(file)
