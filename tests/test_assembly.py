@@ -399,3 +399,33 @@ def test_the_recipe_says_where_everything_comes_from() -> None:
     assert len(set(hashes)) == 2
     nested = zoo.fuse([fused, build("test_resnet")], "mean")
     assert nested.recipe["sources"][0]["recipe"] == fused.recipe
+
+
+@pytest.mark.parametrize(("network", "size", "other"), [
+    ("timm/test_vit", 64, 96), ("timm/test_resnet", 64, 48), ("zoo/mnist_cnn", 28, 28),
+])
+def test_a_saved_network_looks_at_another_size(
+    tmp_path: Path, network: str, size: int, other: int
+) -> None:
+    first = zoo.backbone(network, num_classes=3, image_size=size, seed=0)
+    zoo.save(first, tmp_path / "first")
+    again = zoo.backbone(f"local-dir:{tmp_path / 'first'}", image_size=other)
+    assert again.image_size == other
+    x = torch.rand(2, 3, other, other)
+    assert again(x).shape == (2, 3)
+    zoo.save(again, tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(zoo.load(tmp_path / "again")(x), again(x))
+        both = zoo.fuse([again, first], "concat")
+        zoo.save(both, tmp_path / "both")
+        assert torch.equal(zoo.load(tmp_path / "both")(x), both(x))
+
+
+def test_a_size_that_a_saved_network_cannot_take_is_refused(tmp_path: Path) -> None:
+    zoo.save(zoo.backbone("zoo/mnist_cnn", num_classes=3, seed=0), tmp_path / "cnn")
+    with pytest.raises(OptionError, match="image_size is 64, and the network cannot look at"):
+        zoo.backbone(tmp_path / "cnn", image_size=64)
+    both = zoo.fuse([zoo.backbone("zoo/mnist_cnn", seed=seed) for seed in (0, 1)], "mean")
+    zoo.save(both, tmp_path / "both")
+    with pytest.raises(OptionError, match="it has several members; leave it out"):
+        zoo.backbone(tmp_path / "both", image_size=64)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zoo.assembly.one_network import Norms, fuse_weights, settle_norms, want_single
+from zoo.assembly.resizing import resize
 from zoo.assembly.side_by_side import fit_outputs, put_side_by_side
 from zoo.backbones.activations import swap_activations
 from zoo.building import build_net, member_of, seeded
@@ -66,8 +67,9 @@ def backbone(
                                 pretrained, in_chans, image_size, activation, options)
         else:
             model = load_model(reference, device="cpu")
-            _want_none(name, in_chans=None if in_chans == 3 else in_chans, image_size=image_size,
-                       **options)
+            _want_none(name, in_chans=None if in_chans == 3 else in_chans, **options)
+            if image_size is not None:
+                resize(model, image_size, str(name))
             if activation:
                 model.set_activation(activation)
             if names is not None and names != model.classes:

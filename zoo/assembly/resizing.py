@@ -1,0 +1,53 @@
+"""Let a saved network look at images of another size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from zoo.backbones.semantics import pooled_features
+from zoo.errors import OptionError
+from zoo.model import Member, Model
+
+
+def resize(model: Model, side: int, owner: str) -> None:
+    """Make a model of one network look at squares of this many pixels, in place. A network of fixed
+    size has its position embeddings resampled, by timm.
+
+    Raises OptionError when the network cannot, or when there are several.
+    """
+    member = next(model.each_member())
+    net: Any = member.net
+    if model.kind != "single" or isinstance(net, Model) or member.blueprint is None:
+        raise OptionError(owner, "image_size is fixed by the saved model: it has several members; "
+                          "leave it out")
+    assert member.preprocessing is not None
+    if side == member.size:
+        return
+    fixed = bool((getattr(net, "pretrained_cfg", None) or {}).get("fixed_input_size"))
+    try:
+        if fixed:
+            net.set_input_size(img_size=(side, side))
+        member.preprocessing = member.preprocessing.at(side)
+        _try(member)
+    except (AttributeError, AssertionError, RuntimeError, ValueError) as error:
+        raise OptionError(owner, f"image_size is {side}, and the network cannot look at squares of "
+                          f"that many pixels ({str(error).splitlines()[0]})") from error
+    config = member.blueprint.config
+    if config is not None:
+        channels = config["pretrained_cfg"]["input_size"][0]
+        arguments = {**config["model_args"], **({"img_size": side} if fixed else {})}
+        config = {**config, "model_args": arguments, "pretrained_cfg": {
+            **config["pretrained_cfg"], "input_size": [channels, side, side]}}
+    member.blueprint = replace(member.blueprint, image_size=side, config=config)
+
+
+@torch.no_grad()
+def _try(member: Member) -> None:
+    training = member.training
+    member.eval()
+    blank = torch.zeros(1, member.in_chans, member.size, member.size)
+    pooled_features(member.net, member.prepare(blank))
+    member.train(training)
