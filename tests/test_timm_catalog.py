@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zoo.backbones.timm_catalog import TimmCatalog
-from zoo.errors import PluginError
+from zoo.errors import ZooError
 
 FAKE_TIMM = '''
 from types import SimpleNamespace
@@ -176,5 +176,5 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 def test_a_timm_that_cannot_be_imported_is_an_error(fake_timm: Callable[..., Path]) -> None:
     fake_timm("9.1", "raise RuntimeError('operator torchvision::nms does not exist')")
-    with pytest.raises(PluginError, match=r"timm.*cannot list its models: .*torchvision::nms"):
+    with pytest.raises(ZooError, match=r"timm cannot list its models: .*torchvision::nms"):
         TimmCatalog().find("resnet18")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from zoo.errors import ZooError
 
 
 def cache_folder() -> Path:
@@ -45,3 +48,36 @@ def write_json(path: Path, value: dict[str, Any]) -> bool:
         temporary.unlink(missing_ok=True)
         return False
     return True
+
+
+def ask_once(distribution: str, module: str, version: int) -> dict[str, Any]:
+    """The JSON object that `python -m module` prints, asked for once per version of a distribution
+    and cached. For catalogues: what takes seconds to import is imported in another process, with
+    this one's path.
+
+    version: of the answer's own form; an answer is `{"format": version, …}`. Raises ZooError with
+    the last line of what went wrong.
+    """
+    from importlib import metadata
+
+    file = cache_folder() / f"{distribution}-{metadata.version(distribution)}.json"
+    answer = read_json(file)
+    if answer is None or answer.get("format") != version:
+        answer = _ask(distribution, module)
+        write_json(file, answer)
+    return answer
+
+
+def _ask(distribution: str, module: str) -> dict[str, Any]:
+    import subprocess
+
+    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+    asked = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-m", module],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, encoding="utf-8",
+        check=False)
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ZooError(f"{distribution} cannot list its models: {reason}")
+    answer: dict[str, Any] = json.loads(asked.stdout)
+    return answer

@@ -8,17 +8,12 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cache import cache_folder, read_json, write_json
-from zoo.errors import PluginError
+from zoo.cache import ask_once
 from zoo.hookspecs import hookimpl
 from zoo.registry import natural
 from zoo.specs import BackboneSpec, Catalog
@@ -69,31 +64,12 @@ class TimmCatalog:
 
     @cached_property
     def _answer(self) -> Mapping[str, Any]:
-        file = cache_folder() / f"timm-{metadata.version('timm')}.json"
-        cached = read_json(file)
-        if cached is None or cached.get("format") != _FORMAT:
-            cached = _ask_timm()
-            write_json(file, cached)
-        return cached
+        return ask_once("timm", "zoo.backbones.timm_catalog", _FORMAT)
 
 
 def spdx(licence: str) -> str:
     """The SPDX identifier of a licence as timm spells it; one without an identifier stays."""
     return _SPDX.get(licence, licence)
-
-
-def _ask_timm() -> dict[str, Any]:
-    """timm's own catalogue, read in another process: importing timm takes seconds."""
-    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    asked = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", "-m", "zoo.backbones.timm_catalog"],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, encoding="utf-8",
-        check=False)
-    if asked.returncode:
-        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PluginError("timm", "timm", f"it cannot list its models: {reason}")
-    answer: dict[str, Any] = json.loads(asked.stdout)
-    return answer
 
 
 def _catalogue() -> dict[str, Any]:

@@ -8,19 +8,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo.cache import cache_folder, read_json, write_json
-from zoo.errors import PluginError
+from zoo.cache import ask_once
 
 _BUILD = "zoo_torchvision.build:build"
 _FORMAT = 1
@@ -51,27 +46,7 @@ class TorchvisionCatalog:
 
     @cached_property
     def _answer(self) -> Mapping[str, Any]:
-        file = cache_folder() / f"torchvision-{metadata.version('torchvision')}.json"
-        cached = read_json(file)
-        if cached is None or cached.get("format") != _FORMAT:
-            cached = _ask_torchvision()
-            write_json(file, cached)
-        return cached
-
-
-def _ask_torchvision() -> dict[str, Any]:
-    """The catalogue, read in another process: importing torchvision takes seconds."""
-    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    asked = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", "-m", "zoo_torchvision.catalog"],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, encoding="utf-8",
-        check=False)
-    if asked.returncode:
-        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PluginError("torchvision", "fusion-zoo-torchvision",
-                          f"it cannot list torchvision's models: {reason}")
-    answer: dict[str, Any] = json.loads(asked.stdout)
-    return answer
+        return ask_once("torchvision", "zoo_torchvision.catalog", _FORMAT)
 
 
 def _catalogue() -> dict[str, Any]:
