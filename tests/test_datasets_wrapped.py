@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import tarfile
 from collections.abc import Iterator
@@ -307,3 +308,26 @@ def test_wrapped_data_split_like_any_other() -> None:
     rest, held_out = data.split(0.2)
     assert (len(rest), len(held_out)) == (8, 2)
     assert sorted(held_out.batch([0, 1])[1].tolist()) == [0, 1]
+
+
+# webdataset leaves the shard open; it is closed, with a warning, by the collection below.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning",
+                            "ignore::ResourceWarning")
+def test_webdataset_shards_are_read_for_real(tmp_path: Path) -> None:
+    digits = load_data("digits").take(20)
+    with tarfile.open(tmp_path / "x-00.tar", "w") as archive:
+        for number in range(len(digits)):
+            image, label = digits[number]
+            picture = io.BytesIO()
+            Image.fromarray(image[0].numpy()).save(picture, "png")
+            for suffix, content in (("png", picture.getvalue()), ("cls", str(label).encode())):
+                entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    data = load_data(f"wds:{tmp_path / 'x-00.tar'}", image_size=8)
+    assert data.labels is not None
+    assert digits.labels is not None
+    assert data.labels.tolist() == digits.labels.tolist()
+    images, _ = data.batch(range(20))
+    assert torch.equal(images, digits.batch(range(20))[0].expand(-1, 3, -1, -1))
+    gc.collect()
