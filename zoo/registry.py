@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import zoo
 from zoo.cache import cache_folder, read_json, write_json
-from zoo.discovery import Loaded, Plugin, contained, discovery
+from zoo.discovery import RESERVED, Loaded, Plugin, contained, discovery
 from zoo.errors import BadName, PluginError, UnknownName
 from zoo.names import Name, parse, suggest
 from zoo.names import natural as natural
@@ -219,6 +219,10 @@ def _unknown(given: str, name: Name, kind: str) -> UnknownName:
     if not namespaces:
         near = [f"{namespace}/{name.local}"
                 for namespace in suggest(name.namespace or "", discovery().found)]
+        owner = RESERVED.get(name.namespace or "")
+        if owner:
+            return UnknownName(given, kind, (), f"the namespace {name.namespace!r} is "
+                               f"{owner}'s, which is not installed: pip install {owner}")
         nobody = f"no installed plugin owns the namespace {name.namespace!r}"
         return UnknownName(given, kind, near, _joined(nobody, elsewhere))
     rows = [row for namespace in namespaces for row in _rows(namespace, "*")]
