@@ -19,8 +19,7 @@ import zoo
 from zoo.cache import cache_folder, read_json, write_json
 from zoo.discovery import RESERVED, Loaded, Plugin, contained, discovery
 from zoo.errors import BadName, PluginError, UnknownName
-from zoo.names import Name, parse, suggest
-from zoo.names import natural as natural
+from zoo.names import Name, natural, parse, suggest
 from zoo.specs import KINDS, AnySpec, BackboneSpec, DatasetSpec, FusionSpec, Spec, TransferSpec
 
 S = TypeVar("S", bound=AnySpec)

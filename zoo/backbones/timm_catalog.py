@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.cache import ask_once
 from zoo.hookspecs import hookimpl
-from zoo.registry import natural
+from zoo.names import natural
 from zoo.specs import BackboneSpec, Catalog
 
 if TYPE_CHECKING:

@@ -12,8 +12,6 @@ from zoo.errors import OptionError, UnknownName
 from zoo.names import canonical_namespace, suggest
 from zoo.specs import AnySpec, BackboneSpec, DatasetSpec, FusionSpec, TransferSpec
 
-CheckFunction = Callable[[AnySpec], None]
-
 
 @dataclass(frozen=True)
 class Check:
