@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,3 +104,9 @@ def test_other_labels(strategy: str) -> None:
     assert refusal(strategy, member(), member("b", classes=("cat", "cow"))) == (
         "their labels differ: only a knows 'dog'; only b knows 'cow'. 'concat' and 'gated' "
         "(features) learn a new classifier for members of any classes")
+
+
+def test_a_fusion_of_weights_that_asks_for_more_than_a_base_is_refused() -> None:
+    asking = replace(NAMED["average"], uses=frozenset({"data", "score"}))
+    with pytest.raises(FusionError, match="it asks for data, score, and of all that only a base"):
+        check(asking, [member("a"), member("b")], has_base=True, has_data=True)

@@ -119,7 +119,8 @@ class FusionSpec(Spec):
     `name: text` under `Options:` in the docstring.
 
     kind: `"weights"`, `"features"` or `"outputs"`. members: fewest and most (None: no limit).
-    uses: what the core must be given to pass on, of base, data, labels, module, graph, score.
+    uses: what the core must be given to pass on, of base, data, labels, module, graph, score; a
+    fusion of weights gets only base in this version and is refused when it asks for more.
     symmetric: the order of the members does not matter. idempotent: fusing k copies of a model
     gives it back. scope (weights): what one call sees, `"slice"`, `"tensor"` or `"model"`; a
     mapping `{option: {value: scope}}` where it depends on an option.
