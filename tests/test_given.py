@@ -82,7 +82,7 @@ def members() -> tuple[Model, Model]:
     """One that knows the classes and one that knows nothing, with batch norm."""
     good, bad = (zoo.backbone("timm/test_resnet", num_classes=2, image_size=32, seed=seed,
                               device="cpu") for seed in (0, 1))
-    zoo.transfer(good, images(), "finetune", epochs=3, lr=3e-3)
+    zoo.transfer(good, images(), "finetune", epochs=6, lr=1e-2, batch_size=16)
     return good, bad
 
 
@@ -118,7 +118,7 @@ def test_labels_are_in_the_order_of_the_models_classes(
 ) -> None:
     good, bad = (zoo.backbone("timm/test_resnet", classes=["1", "0"], image_size=32, seed=seed,
                               device="cpu") for seed in (0, 1))
-    zoo.transfer(good, images(), "finetune", epochs=6, lr=1e-2)
+    zoo.transfer(good, images(), "finetune", epochs=6, lr=1e-2, batch_size=16)
     zoo.fuse([bad, good], "acme/likely", data=images(), norms="pooled")
     assert seen()["losses"][1] < 0.1 * seen()["losses"][0]
 
