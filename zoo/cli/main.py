@@ -149,6 +149,49 @@ def fuse(
 
 
 @app.command(context_settings=_OPEN, epilog=output.examples(
+    "zoo merge a b --with average -o out",
+    "zoo merge a.safetensors b.safetensors --with ties --base c.safetensors --density 0.2 "
+    "-o out.safetensors",
+    "zoo merge A B --with task_arithmetic --base C --dtype bfloat16 --rounding stochastic -o out"))
+def merge(
+    context: typer.Context,
+    inputs: Annotated[list[str], typer.Argument(
+        help="Safetensors files, indices of shards, folders or addresses.")],
+    strategy: Annotated[
+        str, typer.Option("--with", help="The strategy; see zoo ls --kind weights.")],
+    out: Annotated[Path, typer.Option(
+        "--out", "-o", help="The folder to write, or a file that ends in .safetensors.")],
+    base: Annotated[str | None, typer.Option(help="What the inputs started from.")] = None,
+    weight: Annotated[str | None, typer.Option(
+        help="Of each input: a number, '[1, -0.5]', '[[1, 0], [0, 1]]' along the depth, or "
+             "'{blocks.*: [1, 0], *: 1}'.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
+    rounding: Annotated[
+        str, typer.Option(help="To a narrower dtype: nearest or stochastic.")] = "nearest",
+    shard_size: Annotated[str | None, typer.Option(
+        help="Begin another file at this size: 2GB, 500MB, or bytes.")] = None,
+    hashes: Annotated[
+        bool, typer.Option(help="Record the sha256 of all inputs; reads them twice.")] = False,
+    threads: Annotated[int | None, typer.Option(help="By default one for each core.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Merge files of weights of any architecture into new ones, without building a network.
+    Further options are the strategy's own."""
+    import zoo
+    from zoo.cli.values import size, split_options, value
+    from zoo.registry import find
+
+    inputs, options = split_options([*inputs, *context.args], find(strategy, FusionSpec), zoo.merge)
+    written = zoo.merge(
+        inputs, strategy, out=out, base=base, weight=None if weight is None else value(weight),
+        dtype=dtype, rounding=rounding,  # type: ignore[arg-type]
+        max_shard_bytes=None if shard_size is None else size(shard_size), hashes=hashes,
+        threads=threads, seed=seed, **options)
+    output.merged(written)
+
+
+@app.command(context_settings=_OPEN, epilog=output.examples(
     "zoo transfer lite/efficientnet_lite0 --data train.csv --with linear_probe -o probed",
     "zoo transfer runs/a --data photos/ --with pgd_at --eps 0.03 --epochs 5 -o robust"))
 def transfer(

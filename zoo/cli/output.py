@@ -144,6 +144,12 @@ def wrote(out: Path, made: Model) -> None:
     print(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
 
 
+def merged(out: Path) -> None:
+    files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files) / 1e9
+    print(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
+
+
 def transferred(result: Transferred, out: Path, json: bool) -> None:
     if json:
         _json({"method": result.method, "history": result.history, "seconds": result.seconds,
