@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from zoo.errors import FusionError, OptionError
+from zoo.fusion import stream
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
 from zoo.fusion.stream import accepting
+from zoo.fusion.weights import task_vectors
 from zoo.fusion.weights.average import average
 from zoo.fusion.weights.task_arithmetic import task_arithmetic
 from zoo.fusion.weights.ties import ties
@@ -162,6 +164,19 @@ def test_order_of_members_and_keys(case: Case) -> None:
         close(turned, result)
     by_key = [dict(sorted(one.items())) for one in states]
     close(case.merge(by_key, base), dict(sorted(result.items())))
+
+
+@all_cases
+def test_cuts_and_threads_do_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, base = [state(seed) for seed in range(case.members)], state(9)
+    whole = case.merge(states, base, seed=3)
+    monkeypatch.setattr(stream, "_SMALL", 0)
+    monkeypatch.setattr(task_vectors, "SMALL", 0)  # what a merge sees whole is not measured
+    for piece, threads in ((16, 3), (100, 2)):
+        monkeypatch.setattr(stream, "PIECE", piece)
+        monkeypatch.setattr(stream, "MEASURED_PIECE", 2 * piece)
+        monkeypatch.setattr(stream, "cores", lambda threads=threads: threads)
+        close(case.merge(states, base, seed=3), whole)
 
 
 @all_cases

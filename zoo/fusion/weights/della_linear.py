@@ -64,7 +64,7 @@ def della_linear(
         epsilon: how much more or less likely the largest and the smallest entry of a row are kept
         scale: λ on the sum
         rescale: make up for what was dropped
-        ranks: "exact", or "binned": magnitudes within 3 % of each other share a rank; faster
+        ranks: "exact", or "binned": magnitudes within 6 % of each other share a rank; faster
         convention: rows are output channels, each kept entry is divided by its probability
             ("paper"); rows along axis 1, the L1 norm of each tensor is kept ("mergekit")
         normalise: divide the sum by Σ wᵢ

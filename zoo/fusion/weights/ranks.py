@@ -10,9 +10,9 @@ from torch import Tensor
 
 Ranks: TypeAlias = Literal["exact", "binned"]
 
-# A bin holds magnitudes of one exponent and one upper half of five bits: 3 % apart at most. The
+# A bin holds magnitudes of one exponent and the same four bits after it, 6 % apart at most. The
 # bins of a row reach down from its largest magnitude by a factor of 2¹⁶.
-_DROPPED, _BINS = 18, 512
+_DROPPED, _BINS = 19, 256
 # Shorter rows are sorted: their bins would be more than their entries.
 _SHORTEST = 2 * _BINS
 

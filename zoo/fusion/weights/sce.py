@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def sce(
     if not 0 < select_topk <= 1:
         raise OptionError("sce", f"select_topk is {select_topk}, expected a fraction in (0, 1]")
     start = widened(wanted_base("sce", base))
-    vectors = _selected(list(task_vectors(tensors, start)), select_topk, measured)
+    vectors = list(_selected(tensors, start, select_topk, measured))
     squares = measured[-1] if measured else _squares(vectors)
     assert isinstance(squares, Tensor)
     size = start.numel() if shape is None else math.prod(shape)
@@ -78,50 +78,49 @@ def measure(
         return None
     start = widened(wanted_base("sce", base))
     if select_topk < 1:
-        seen = look(_varying, (start, *tensors), _selecting(measured), _places(select_topk),
+        seen = look(_varying, tensors, _selecting(measured), _places(select_topk),
                     whole=is_whole(start, shape))
         if seen is not None:
             return seen
-    return _squares(_selected(list(task_vectors(tensors, start)), select_topk, measured))
+    return _squares(_selected(tensors, start, select_topk, measured))
 
 
 def _selected(
-    vectors: list[Tensor], select_topk: float, measured: Sequence[Seen | Tensor]
-) -> list[Tensor]:
+    tensors: Sequence[Tensor], start: Tensor, select_topk: float, measured: Sequence[Seen | Tensor]
+) -> Iterator[Tensor]:
     """The task vectors, zero where the members differ least."""
     if select_topk == 1:
-        return vectors
-    variance = _variance(vectors)
+        yield from task_vectors(tensors, start)
+        return
     places = _places(select_topk)
     seen = _selecting(measured)
-    least = (at_places(seen, places) if seen else [at_places_of(_nonzero(variance), places)])[0][0]
-    chosen = torch.ge(variance.float(), least).to(variance.dtype) if variance.dtype != (
-        torch.float32) else variance.ge_(least)
-    return [vector.mul_(chosen) for vector in vectors]
+    least = (at_places(seen, places)[0] if seen else at_places_of(_varying(*tensors)[0], places))[0]
+    variance = _variance(tensors)
+    chosen = variance.ge_(least).to(start.dtype)
+    for vector in task_vectors(tensors, start):
+        yield vector.mul_(chosen)
 
 
-def _variance(vectors: Sequence[Tensor]) -> Tensor:
-    """Of each entry over the members, times their number."""
-    mean = torch.zeros_like(vectors[0])
-    for vector in vectors:
-        mean.add_(vector)
-    mean.div_(len(vectors))
-    total = torch.zeros_like(mean)
-    for vector in vectors:
-        off = vector - mean
-        total.addcmul_(off, off)
-    return total
+def _variance(tensors: Sequence[Tensor]) -> Tensor:
+    """Of each entry over the members, times their number, float32 [*shape].
+
+    Taken from the differences from the first member, which a large weight in all of them does not
+    make less exact.
+    """
+    first = widened(tensors[0])
+    squares, total = torch.zeros_like(first), torch.zeros_like(first)
+    for tensor in tensors[1:]:
+        off = widened(tensor) - first
+        squares.addcmul_(off, off)
+        total.add_(off)
+    return squares.addcmul_(total, total, value=-1 / len(tensors)).float()
 
 
-def _varying(start: Tensor, *tensors: Tensor) -> list[Tensor]:
+def _varying(*tensors: Tensor) -> list[Tensor]:
     """The variances that are not zero, one row."""
-    return [_nonzero(_variance(list(task_vectors(tensors, start))))]
-
-
-def _nonzero(variance: Tensor) -> Tensor:
-    array = variance.float().cpu().numpy()
+    array = _variance(tensors).flatten().cpu().numpy()
     there = array != 0
-    return torch.from_numpy(array if there.all() else array[there])
+    return [torch.from_numpy(array if there.all() else array[there])]
 
 
 def _places(select_topk: float) -> Places:
@@ -132,7 +131,8 @@ def _selecting(measured: Sequence[Seen | Tensor]) -> list[Seen]:
     return [each for each in measured if isinstance(each, Seen)]
 
 
-def _squares(vectors: Sequence[Tensor]) -> Tensor:
+def _squares(vectors: Iterable[Tensor]) -> Tensor:
+    """‖τ̂ᵢ‖², float64 [M]."""
     return torch.stack([vector.square().sum().double() for vector in vectors])
 
 

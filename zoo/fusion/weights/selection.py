@@ -25,7 +25,7 @@ SMALL = 1 << 16
 # The sample is every so manyth entry. A prime, because what repeats in tensors are powers of two.
 STRIDE = 127
 # A bracket reaches so many standard deviations of the sample to both sides.
-_MARGIN = 6
+_MARGIN = 5
 # How many bits the keys of the first and of the third pass drop.
 _SAMPLED, _COUNTED = 12, 16
 _INFINITY = 0x7F800000
@@ -36,8 +36,10 @@ class Tally:
     """How often each of some int32 keys occurs. Tallies add up."""
 
     def __init__(self, keys: NDArray[np.int32], times: int = 1) -> None:
-        found, counts = np.unique(keys, return_counts=True)
-        self._parts = [(found, counts * times)]
+        keys = np.sort(keys)
+        starts = _starts(keys)
+        counts = np.append(starts[1:], len(keys)) - starts if len(keys) else starts
+        self._parts = [(keys[starts], counts * times)]
         self._loose = 0  # keys in all parts but the first
         self._reached: NDArray[np.int64] | None = None
 
@@ -59,12 +61,20 @@ class Tally:
         return int(keys[found]) if place > 0 and found < len(keys) else None
 
     def _join(self) -> None:
-        keys = np.concatenate([keys for keys, _ in self._parts])
+        parts = self._parts  # several threads may come here at once, and do the same
+        keys = np.concatenate([keys for keys, _ in parts])
         order = np.argsort(keys)
-        keys, counts = keys[order], np.concatenate([counts for _, counts in self._parts])[order]
-        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[:len(keys)])
+        keys, counts = keys[order], np.concatenate([counts for _, counts in parts])[order]
+        starts = _starts(keys)
         self._parts = [(keys[starts], np.add.reduceat(counts, starts) if len(keys) else counts)]
         self._loose = 0
+
+
+def _starts(ordered: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each run of equal keys begins."""
+    begins = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    return np.flatnonzero(begins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +114,9 @@ def look(
     if not measured:
         if whole:
             return _picked(values(*tensors), places)
-        stride = STRIDE if tensors[0].numel() > SMALL else 1
-        return _counted(values(*(tensor[::stride] for tensor in tensors)), stride, _SAMPLED)
+        size = tensors[0].numel()
+        sample = [tensor[::STRIDE if size > 8 * STRIDE else 1] for tensor in tensors]
+        return _counted(values(*sample), round(size / max(len(sample[0]), 1)), _SAMPLED)
     if complete(measured, places):
         return None
     if measured[-1].exact:
@@ -162,10 +173,10 @@ def _picked(rows: Sequence[Tensor], places: Places) -> Seen:
                                                for row in picked])
 
 
-def _counted(rows: Sequence[Tensor], stride: int, dropped: int) -> Seen:
-    """All keys of these values without their last bits."""
-    return Seen(False, rows[0].numel() * stride, np.zeros((len(rows), 1), np.int64),
-                [[Tally(_keys(row.cpu().numpy()) >> dropped, stride)] for row in rows])
+def _counted(rows: Sequence[Tensor], times: int, dropped: int) -> Seen:
+    """All keys of these values without their last bits, each standing for so many."""
+    return Seen(False, rows[0].numel() * times, np.zeros((len(rows), 1), np.int64),
+                [[Tally(_keys(row.cpu().numpy()) >> dropped, times)] for row in rows])
 
 
 def _noted(rows: Sequence[Tensor], brackets: Sequence[Sequence[Bracket]]) -> Seen:

@@ -109,7 +109,7 @@ def elected(
     total = positive = ballot = share_positive = share_negative = None
     for vector, share in zip(vectors, weight, strict=True):
         if election == "unweighted":
-            ballot = _add(ballot, vector.clone())
+            ballot = vector.clone() if ballot is None else ballot.add_(vector)
         if share != 1:
             vector.mul_(share)
         if election == "count":
@@ -119,8 +119,8 @@ def elected(
             # Compared into floats: into bools it takes four times as long.
             for_positive = torch.gt(vector, 0, out=torch.empty_like(vector))
             for_negative = torch.lt(vector, 0, out=torch.empty_like(vector))
-            share_positive = _add(share_positive, for_positive.mul_(share))
-            share_negative = _add(share_negative, for_negative.mul_(share))
+            share_positive = _add(share_positive, for_positive, share)
+            share_negative = _add(share_negative, for_negative, share)
         total = _add(total, vector)
     assert total is not None
     assert positive is not None
@@ -131,14 +131,18 @@ def elected(
     if share_positive is None or share_negative is None:
         return merged
     agreeing = torch.lerp(share_negative, share_positive, plus)
+    if not floor and min(weight) >= 0:
+        floor = min(filter(None, weight), default=1)  # under it there is only zero, of no votes
     if floor:
         return merged.div_(agreeing.clamp_min_(floor))
     none = torch.eq(agreeing, 0, out=torch.empty_like(agreeing))
     return merged.div_(agreeing.add_(none))
 
 
-def _add(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
+def _add(total: Tensor | None, part: Tensor, factor: float = 1) -> Tensor:
+    if total is None:
+        return part if factor == 1 else part.mul_(factor)
+    return total.add_(part, alpha=factor)
 
 
 def check_density(strategy: str, density: float) -> None:
