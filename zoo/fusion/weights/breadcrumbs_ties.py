@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.breadcrumbs import masked
 from zoo.fusion.weights.selection import Seen
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import Election, elected
+from zoo.fusion.weights.task_vectors import elected
 
 
 def breadcrumbs_ties(
@@ -25,7 +26,7 @@ def breadcrumbs_ties(
     gamma: float = 0.01,
     scale: float = 1.0,
     normalise: bool = False,
-    election: Election = "sum",
+    election: Literal["sum", "count"] = "sum",
 ) -> Tensor:
     """Drop the largest and the smallest entries of each task vector, elect signs: θ₀ + λτ.
 

@@ -4,6 +4,7 @@ models as a free lunch", arXiv:2311.03099; here with task arithmetic."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def dare_linear(
     density: float = 0.5,
     scale: float = 1.0,
     rescale: bool = True,
-    convention: Convention = "paper",
+    convention: Literal["paper", "mergekit"] = "paper",
     normalise: bool = False,
 ) -> Tensor:
     """Drop entries of each task vector at random, rescale the rest, and add: θ₀ + λ Σ wᵢτ̂ᵢ.

@@ -4,13 +4,14 @@ et al. 2023, "TIES-Merging", arXiv:2306.01708."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from zoo.fusion.precision import widened
 from zoo.fusion.weights.dare_linear import dropped
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import Convention, Election, elected
+from zoo.fusion.weights.task_vectors import elected
 
 
 def dare_ties(
@@ -25,9 +26,9 @@ def dare_ties(
     density: float = 0.5,
     scale: float = 1.0,
     rescale: bool = True,
-    convention: Convention = "paper",
+    convention: Literal["paper", "mergekit"] = "paper",
     normalise: bool | None = None,
-    election: Election = "sum",
+    election: Literal["sum", "count"] = "sum",
 ) -> Tensor:
     """Drop entries of each task vector at random, rescale the rest, elect signs: θ₀ + λτ.
 

@@ -4,14 +4,14 @@ magnitude-based sampling", arXiv:2406.11617."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from zoo.fusion.precision import widened
 from zoo.fusion.weights.della_linear import MagPrune
-from zoo.fusion.weights.ranks import Ranks
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import Convention, Election, elected
+from zoo.fusion.weights.task_vectors import elected
 
 
 def della(
@@ -28,10 +28,10 @@ def della(
     epsilon: float = 0.15,
     scale: float = 1.0,
     rescale: bool = True,
-    ranks: Ranks = "exact",
-    convention: Convention = "paper",
+    ranks: Literal["exact", "binned"] = "exact",
+    convention: Literal["paper", "mergekit"] = "paper",
     normalise: bool = True,
-    election: Election = "sum",
+    election: Literal["sum", "count"] = "sum",
 ) -> Tensor:
     """Drop entries at random, small ones more often, elect signs, fuse those that agree: θ₀ + λτ.
 

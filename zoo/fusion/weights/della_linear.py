@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,8 +41,8 @@ def della_linear(
     epsilon: float = 0.15,
     scale: float = 1.0,
     rescale: bool = True,
-    ranks: Ranks = "exact",
-    convention: Convention = "paper",
+    ranks: Literal["exact", "binned"] = "exact",
+    convention: Literal["paper", "mergekit"] = "paper",
     normalise: bool = False,
 ) -> Tensor:
     """Drop entries at random, small ones more often, rescale, and add: θ₀ + λ Σ wᵢτ̂ᵢ.

@@ -4,12 +4,12 @@ arXiv:2403.19522."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from zoo.fusion.weights.gram import (
-    Over,
     gram,
     gram_of_rows,
     lengths,
@@ -18,7 +18,6 @@ from zoo.fusion.weights.gram import (
     weighted_sum,
 )
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import Convention
 
 
 def model_stock(
@@ -29,8 +28,8 @@ def model_stock(
     weight: Sequence[float],
     measured: Sequence[Tensor] = (),
     shape: Sequence[int] | None = None,
-    over: Over = "tensor",
-    convention: Convention = "paper",
+    over: Literal["tensor", "rows"] = "tensor",
+    convention: Literal["paper", "mergekit"] = "paper",
 ) -> Tensor:
     """tθ̄ + (1−t)θ₀ with t = k·cos φ / ((k−1)·cos φ + 1), φ the angle between task vectors.
 

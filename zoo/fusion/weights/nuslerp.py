@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from zoo.fusion.weights.gram import (
-    Over,
     gram,
     gram_of_rows,
     proportions,
@@ -25,7 +25,7 @@ def nuslerp(
     weight: Sequence[float],
     measured: Sequence[Tensor] = (),
     shape: Sequence[int] | None = None,
-    over: Over = "tensor",
+    over: Literal["tensor", "rows"] = "tensor",
 ) -> Tensor:
     """Slerp at t = w₂ / (w₁ + w₂), of the task vectors where there is a base.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def sce(
     shape: Sequence[int] | None = None,
     select_topk: float = 0.1,
     scale: float = 1.0,
-    convention: Convention = "paper",
+    convention: Literal["paper", "mergekit"] = "paper",
 ) -> Tensor:
     """Select the entries where the members differ most, weigh the members by what they changed
     there, erase the minority of signs: θ₀ + λ Σ cᵢτ̂ᵢ / Σ cᵢ over those with the sign of Σ τ̂ᵢ.

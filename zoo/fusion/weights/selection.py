@@ -23,12 +23,13 @@ Bracket: TypeAlias = tuple[float, float]
 # A tensor of no more entries is not worth passes: every piece of the engine is larger.
 SMALL = 1 << 16
 # The sample is every so manyth entry. A prime, because what repeats in tensors are powers of two.
-STRIDE = 127
+STRIDE = 61
 # A bracket reaches so many standard deviations of the sample to both sides.
 _MARGIN = 5
 # How many bits the keys of the first and of the third pass drop.
-_SAMPLED, _COUNTED = 12, 16
+_SAMPLED, _COUNTED = 15, 16
 _INFINITY = 0x7F800000
+# A tally sorts its keys together when so many new ones have come, or as many as it had.
 _LOOSE = 1 << 20
 
 

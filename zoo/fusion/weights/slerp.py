@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from zoo.fusion.weights.gram import gram, lengths, proportions, weighted_sum
-from zoo.fusion.weights.task_vectors import Convention
 
 # Closer to parallel, the arc is a straight line in float32.
 PARALLEL = 1 - 1e-7
@@ -21,7 +21,7 @@ def slerp(
     weight: Sequence[float],
     measured: Sequence[Tensor] = (),
     t: float = 0.5,
-    convention: Convention = "paper",
+    convention: Literal["paper", "mergekit"] = "paper",
 ) -> Tensor:
     """(sin((1−t)φ) θ₁ + sin(tφ) θ₂) / sin φ, where φ is the angle between the two tensors.
 

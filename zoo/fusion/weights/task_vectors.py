@@ -15,7 +15,6 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.selection import SMALL
 
 Convention: TypeAlias = Literal["paper", "mergekit"]
-Election: TypeAlias = Literal["sum", "count"]
 
 
 def task_vectors(tensors: Iterable[Tensor], start: Tensor) -> Iterator[Tensor]:

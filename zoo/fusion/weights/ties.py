@@ -4,6 +4,7 @@ arXiv:2306.01708."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from zoo.fusion.weights.selection import Places, Seen, at_places, at_places_of, 
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
     Convention,
-    Election,
     check_density,
     elected,
     is_small,
@@ -32,9 +32,9 @@ def ties(
     measured: Sequence[Seen] = (),
     density: float = 0.2,
     scale: float = 1.0,
-    convention: Convention = "paper",
+    convention: Literal["paper", "mergekit"] = "paper",
     normalise: bool = True,
-    election: Election = "sum",
+    election: Literal["sum", "count"] = "sum",
 ) -> Tensor:
     """Trim each task vector, elect a sign per entry, average those that agree: θ₀ + λτ.
 
