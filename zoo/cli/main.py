@@ -97,13 +97,18 @@ def show(
     "zoo fuse runs/a runs/b --with average -o fused",
     "zoo fuse lite/efficientnet_lite0 lite/efficientnet_lite1 --with concat --num-classes 10 "
     "--image-size 64 --data train.csv -o fused",
-    "zoo fuse A B --with ties --base C --density 0.2 -o fused"))
+    "zoo fuse A B --with ties --base C --density 0.2 -o fused",
+    "zoo fuse runs/a runs/b --explain"))
 def fuse(
     context: typer.Context,
     members: Annotated[list[str], typer.Argument(help="Names, folders or addresses.")],
     strategy: Annotated[
-        str, typer.Option("--with", help="The strategy; see zoo ls --type fusion.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+        str | None, typer.Option("--with", help="The strategy; see zoo ls --type fusion.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
+    explain: Annotated[bool, typer.Option(
+        "--explain", help="Only say which strategies can fuse these members, and which may work.")
+    ] = False,
     base: Annotated[
         str | None, typer.Option(help="What the members started from.")] = None,
     data: Annotated[str | None, typer.Option(
@@ -123,12 +128,22 @@ def fuse(
         str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
     device: Device = "auto",
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Fuse several models into one and save it. Further options are the strategy's own."""
     import zoo
     from zoo.cli.values import split_options, value
     from zoo.registry import find
 
+    if explain:
+        output.plan(zoo.plan(
+            [output.reference(member) for member in members],
+            base=None if base is None else output.reference(base), data=data,
+            pretrained=pretrained, image_size=image_size), json)
+        return
+    if strategy is None or out is None:
+        missing = "--with" if strategy is None else "--out"
+        raise typer.BadParameter(f"Missing option '{missing}'; only --explain does without")
     spec = find(strategy, FusionSpec)
     members, options = split_options([*members, *context.args], spec, zoo.fuse)
     features = spec.kind == "features"

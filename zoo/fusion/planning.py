@@ -38,6 +38,8 @@ def check(
     first tensor that differs.
     """
     check_count(spec, len(members))
+    if spec.kind == "weights":
+        _check_architectures(spec.name, members)
     if "base" in spec.uses and not has_base:
         raise FusionError(spec.name, "it works on what each member changed in a common base, "
                           "and none is given",
@@ -45,8 +47,6 @@ def check(
     if spec.uses & {"data", "labels", "score"} and not has_data:
         raise FusionError(spec.name, "it learns from held-out data, and none are given",
                           "Pass data=, labelled and kept apart from training and test")
-    if spec.kind == "weights":
-        _check_architectures(spec.name, members)
     if spec.kind in ("weights", "outputs"):
         check_classes(spec.name, [member.name for member in members],
                       [member.classes for member in members])
