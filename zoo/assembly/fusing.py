@@ -55,9 +55,10 @@ def fuse(
 
     members: models, names (with pretrained weights, unless pretrained=False), paths or addresses.
     strategy: by name; `zoo.list_fusions()` lists them. A fusion of weights gives one network of
-        the members' architecture; of features, one with a fresh head for num_classes or classes
-        (by default the members' common ones), to be trained by `zoo.transfer`; of outputs, one
-        that averages answers, fitted on `data` where the strategy learns.
+        the members' architecture, with one classifier for all their labels; of features, one with
+        a fresh head for num_classes or classes (by default the members' common ones), to be
+        trained by `zoo.transfer`; of outputs, one that averages answers, fitted on `data` where
+        the strategy learns.
     base: the model that the members started from, for strategies that work on differences; found
         by itself where all members have the same pretrained weights in their provenance.
     data: labelled images that nothing was trained on and no test will use, for strategies that
@@ -135,6 +136,8 @@ def _class_names(
     same = all(set(model.classes) == set(common) for model in models)
     fits = asked is None or asked == common or (counted and len(asked) == len(common))
     if spec.kind != "features":
+        if spec.kind == "weights" and not same and asked is None:
+            return tuple(dict.fromkeys(name for model in models for name in model.classes))
         if not fits:
             raise OptionError(spec.name, "the members keep their heads, for "
                               f"{len(common)} classes in the order of the first one's; leave "

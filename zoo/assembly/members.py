@@ -14,6 +14,7 @@ from torch import nn
 from zoo.assembly.one_network import want_single
 from zoo.assembly.resizing import resize
 from zoo.backbones.activations import swap_activations
+from zoo.backbones.semantics import classifier_keys
 from zoo.building import build_net, member_of, seeded
 from zoo.device import resolve_device, resolve_dtype
 from zoo.errors import BadName, FusionError, OptionError, UnknownName
@@ -185,8 +186,11 @@ def short(given: object) -> str:
 
 def facts(model: Model, name: str) -> MemberFacts:
     shapes = {key: tuple(tensor.shape) for key, tensor in network(model).state_dict().items()}
+    single = model.kind == "single" and not isinstance(network(model), Model)
+    heads = frozenset(classifier_keys(network(model)) if single else ())
     return MemberFacts(name=name, architecture=architecture(model), classes=model.classes,
-                       shapes=shapes, size=(model.image_size, model.image_size))
+                       shapes=shapes, size=(model.image_size, model.image_size),
+                       heads=heads)
 
 
 def architecture(model: Model) -> str:
