@@ -4,6 +4,7 @@ said beside them to stderr."""
 from __future__ import annotations
 
 import json as json_module
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -142,6 +143,13 @@ def plugins(found: Sequence[Plugin], json: bool) -> None:
 def wrote(out: Path, made: Model) -> None:
     millions = sum(p.numel() for p in made.parameters()) / 1e6
     print(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
+
+
+def started(folder: Path, namespace: str) -> None:
+    """A new plugin, and what its author does next."""
+    print("\n".join((
+        f"{folder}: a plugin that works; next:", f"  cd {shlex.quote(str(folder))}",
+        "  pip install -e . pytest", "  pytest", f"  zoo check {namespace}")))
 
 
 def transferred(result: Transferred, out: Path, json: bool) -> None:
