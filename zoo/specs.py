@@ -19,6 +19,7 @@ TRANSFER_USES = frozenset({"unlabelled", "teachers"})
 FAMILIES = ("traditional", "adversarial-transfer", "adversarial-training", "distillation")
 
 _BUILD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_VERSION = re.compile(r"(\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?)?")
 _NAME = re.compile(r"([a-z][a-z0-9_-]*/)?[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -52,6 +53,8 @@ class Spec:
                    "build", "'module:attribute', like 'zoo_acme.gated:build'")
         for field in ("summary", "paper", "license", "loads_since"):
             self._want(isinstance(getattr(self, field), str), field, "text")
+        self._want(bool(_VERSION.fullmatch(self.loads_since)), "loads_since",
+                   "a version, like '0.3'")
         self._freeze("aliases", tuple)
         self._want(all(isinstance(alias, str) and _NAME.fullmatch(alias) for alias in self.aliases),
                    "aliases", "a sequence of names")
