@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import FusionError, OptionError, ShapeMismatch
+from zoo.fusion import stream
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
 from zoo.fusion.weighting import resolve_weights
@@ -186,8 +187,9 @@ def test_a_strategy_may_see_the_whole_model() -> None:
               gain: float) -> dict[str, Tensor]:
         assert base is None
         assert all(state[key].dtype == torch.float32 for state in states for key in weights)
-        largest = max(state[key].abs().max() for state in states for key in state)
-        return {key: states[0][key] / largest * gain * weights[key][0] for key in states[0]}
+        assert all("n" in state for state in states)
+        largest = max(state[key].abs().max() for state in states for key in weights)
+        return {key: states[0][key] / largest * gain * weights[key][0] for key in weights}
 
     states = [{"a": torch.ones(2).half(), "b": torch.full((1,), 4.0), "n": torch.tensor(1)}]
     by_mode = spec({"mode": {"all": "model", "each": "tensor"}, "gain": {"2.0": "slice"}})
@@ -198,13 +200,86 @@ def test_a_strategy_may_see_the_whole_model() -> None:
     assert merged["a"].dtype == torch.float16
     assert merged["b"].tolist() == [2.0]
 
-    with pytest.raises(ShapeMismatch, match=r"'b' is \[1\] in the members and missing in its"):
+    with pytest.raises(ShapeMismatch, match=r"'b' became missing, from \[1\]. This is a defect"):
         merge_states(states, lambda states: {"a": states[0]["a"]}, spec=spec("model"))
 
 
 def test_a_strategy_that_changes_a_shape_is_named() -> None:
     with pytest.raises(ShapeMismatch, match=r"'w' became \[1\], from \[2\]. This is a defect"):
         merge_states([{"w": torch.ones(2)}], lambda tensors: tensors[0][:1], spec=spec("tensor"))
+
+
+def test_results_and_measures_do_not_depend_on_cuts_or_threads(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, *states = [{key: torch.randn(shape, generator=generator)
+                      for key, shape in (("a", (300, 7)), ("b", (5,)), ("c", (0, 3)))}
+                     for _ in range(4)]
+    kinds = [spec("slice", uses={"base"}, measure=f"{__name__}:norms", measured_over=over)
+             for over in ("tensor", "model")]
+    whole = [merge_states(states, scaled, spec=kind, base=base) for kind in kinds]
+    assert not torch.equal(whole[0]["b"], whole[1]["b"])
+    monkeypatch.setattr(stream, "_SMALL", 0)
+    for piece, threads in ((7, 1), (64, 3), (1 << 17, 2)):
+        monkeypatch.setattr(stream, "PIECE", piece)
+        monkeypatch.setattr(stream, "MEASURED_PIECE", 2 * piece)
+        monkeypatch.setattr(stream, "cores", lambda threads=threads: threads)
+        for kind, expected in zip(kinds, whole, strict=True):
+            cut = merge_states(states, scaled, spec=kind, base=base)
+            for key in expected:
+                assert torch.allclose(cut[key], expected[key], rtol=1e-6, atol=0)
+
+
+def norms(tensors: Sequence[Tensor], *, base: Tensor, measured: tuple[Any, ...]) -> Tensor | None:
+    if measured:
+        return None
+    return torch.stack([(tensor - base).double().square().sum() for tensor in tensors])
+
+
+def scaled(tensors: Sequence[Tensor], *, base: Tensor, measured: tuple[Any, ...]) -> Tensor:
+    assert not torch.is_grad_enabled()
+    return base + sum((tensor - base) / square.sqrt()
+                      for tensor, square in zip(tensors, measured[0], strict=True))
+
+
+def test_an_error_in_a_thread_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_SMALL", 0)
+    monkeypatch.setattr(stream, "cores", lambda: 2)
+
+    def broken(tensors: Sequence[Tensor], *, key: str) -> Tensor:
+        raise OptionError("mine", f"{key!r} is not for me")
+
+    before = torch.get_num_threads()
+    with pytest.raises(OptionError, match="'w' is not for me"):
+        merge_states([{"w": torch.ones(9)}], broken, spec=spec("slice"))
+    assert torch.get_num_threads() == before
+
+
+def test_a_strategy_is_told_seed_depth_and_what_is_given() -> None:
+    seen: dict[str, Any] = {}
+
+    def build(tensors: Sequence[Tensor], *, key: str, seed: int, depth: float,
+              data: Any) -> Tensor:
+        seen[key] = (seed, depth, data)
+        return tensors[0]
+
+    states = [{"conv1.w": torch.ones(1), "layer1.0.w": torch.ones(1), "fc.w": torch.ones(1)}]
+    merge_states(states, build, spec=spec("tensor", uses={"data"}), seed=3, given={"data": "some"})
+    assert seen == {"conv1.w": (3, 0.0, "some"), "layer1.0.w": (3, 0.5, "some"),
+                    "fc.w": (3, 1.0, "some")}
+
+
+def test_running_statistics_of_a_model_scoped_strategy_are_its_own() -> None:
+    def build(states: Sequence[State], *, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+        assert set(weights) == {"bn.weight"}
+        return {key: states[1][key] for key in ("bn.weight", "bn.running_mean")}
+
+    states = [{"bn.weight": torch.ones(1), "bn.running_mean": torch.full((1,), value),
+               "bn.running_var": torch.full((1,), value)} for value in (1.0, 3.0)]
+    merged = merge_states(states, build, spec=spec("model"))
+    assert merged["bn.running_mean"].item() == 3
+    assert merged["bn.running_var"].item() == 2 + 1  # pooled by the core
 
 
 def one_pass(tensors: Sequence[Tensor], *, measured: tuple[Any, ...]) -> float | None:
@@ -233,6 +308,8 @@ KEYS = ["blocks.0.w", "blocks.9.w", "head.w"]
 
 @pytest.mark.parametrize(("weight", "expected"), [
     (None, [(1, 1), (1, 1), (1, 1)]),
+    ([[1, 0], 0.5], [(2 / 3, 0.5), (1 / 3, 0.5), (0, 0.5)]),
+    ({"blocks.*": [[0, 3], [3, 0, 3]], "*": [[0, 9], 2]}, [(1, 1), (2, 1), (9, 2)]),
     (0.5, [(0.5, 0.5)] * 3),
     ([0.3, 0.7], [(0.3, 0.7)] * 3),
     ({"blocks.[0-5].*": 0.3, "*": 0.7}, [(0.3, 0.3), (0.7, 0.7), (0.7, 0.7)]),
@@ -240,12 +317,14 @@ KEYS = ["blocks.0.w", "blocks.9.w", "head.w"]
     ([0.5, {"head.*": 0, "*": -1}], [(0.5, -1), (0.5, -1), (0.5, 0)]),
 ])
 def test_weights_are_resolved_per_tensor(weight: Any, expected: list[tuple[float, float]]) -> None:
-    assert list(resolve_weights(weight, KEYS, 2, "ties").values()) == expected
+    found = list(resolve_weights(weight, KEYS, 2, "ties").values())
+    assert found == [pytest.approx(row) for row in expected]
 
 
 @pytest.mark.parametrize(("weight", "message"), [
     ([1.0], r"ties: weight is \[1.0\], expected a number or 2 of them, one per member"),
     ("0.3", r"weight is '0.3', expected a number or 2"),
+    ([1.0, []], r"a weight is None, expected a finite number"),
     ([1.0, "x"], r"a weight is 'x', expected a finite number"),
     ([1.0, float("nan")], r"a weight is nan, expected a finite number"),
     (True, r"a weight is True, expected a finite number"),

@@ -106,7 +106,9 @@ def test_other_labels(strategy: str) -> None:
         "(features) learn a new classifier for members of any classes")
 
 
-def test_a_fusion_of_weights_that_asks_for_more_than_a_base_is_refused() -> None:
-    asking = replace(NAMED["average"], uses=frozenset({"data", "score"}))
-    with pytest.raises(FusionError, match="it asks for data, score, and of all that only a base"):
-        check(asking, [member("a"), member("b")], has_base=True, has_data=True)
+def test_a_fusion_of_weights_that_learns_wants_data() -> None:
+    for asked in ("data", "labels", "score"):
+        asking = replace(NAMED["average"], uses=frozenset({asked}))
+        check(asking, [member("a"), member("b")], has_base=False, has_data=True)
+        with pytest.raises(FusionError, match="it learns from held-out data, and none are given"):
+            check(asking, [member("a"), member("b")], has_base=False, has_data=False)

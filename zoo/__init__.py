@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.errors import ZooError
     from zoo.evaluation import evaluate
     from zoo.hookspecs import hookimpl
+    from zoo.merge_files import merge
     from zoo.model import Model
     from zoo.pipeline import run
     from zoo.registry import (
@@ -44,6 +45,7 @@ _HOME = {
     "plugins": "zoo.registry",
     "backbone": "zoo.assembly",
     "fuse": "zoo.assembly",
+    "merge": "zoo.merge_files",
     "transfer": "zoo.training",
     "evaluate": "zoo.evaluation",
     "run": "zoo.pipeline",
@@ -82,6 +84,7 @@ __all__ = [
     "list_transfers",
     "load",
     "load_data",
+    "merge",
     "plugins",
     "run",
     "save",

@@ -13,6 +13,7 @@ from zoo.errors import SpecError
 
 KINDS = ("weights", "features", "outputs")
 SCOPES = ("slice", "tensor", "model")
+MEASURED_OVER = ("tensor", "model")
 TAKES = ("vectors", "tokens", "maps")
 FUSION_USES = frozenset({"base", "data", "labels", "module", "graph", "score"})
 TRANSFER_USES = frozenset({"unlabelled", "teachers"})
@@ -108,9 +109,14 @@ class FusionSpec(Spec):
     """A way of making one model of several. What `build` is depends on the kind:
 
     weights: a function `(tensors, *, base, key, weight, …options) -> Tensor`; scope `"slice"`
-        adds `offset` and `shape`, and scope `"model"` makes it `(states, *, base, weights,
-        …options) -> state`, `weights` by key. It takes those keywords that it needs. Pure: it
-        changes no input, moves nothing, draws no random numbers of its own.
+        gives it flat parts, with their `offset` in the tensor and its `shape`, and scope `"model"`
+        makes it `(states, *, base, weights, …options) -> state`, `weights` by key. It takes those
+        keywords that it needs, and may ask for more: `seed`; `depth`, the place of the tensor's
+        layer from 0 (input) to 1 (output), `depths` by key for a model; and what `uses` and
+        `can_use` name. Pure: it changes no input, moves nothing, and draws random numbers from
+        seed, key and offset alone, so that no result depends on order, threads or cuts. With scope
+        `"model"` the states are whole, running statistics and integers included; the result has
+        at least the keys of `weights`, and running statistics in it are taken as they are.
     features: `(dims, *, …options) -> nn.Module`, from a list of [B, Dᵢ] to [B, D], with
         `out_features` D.
     outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
@@ -122,17 +128,26 @@ class FusionSpec(Spec):
     `name: text` under `Options:` in the docstring.
 
     kind: `"weights"`, `"features"` or `"outputs"`. members: fewest and most (None: no limit).
-    uses: what the core must be given to pass on, of base, data, labels, module, graph, score; a
-    fusion of weights gets only base in this version and is refused when it asks for more.
     symmetric: the order of the members does not matter. idempotent: fusing k copies of a model
     gives it back. scope (weights): what one call sees, `"slice"`, `"tensor"` or `"model"`; a
     mapping `{option: {value: scope}}` where it depends on an option.
 
+    uses: what the core must be given to pass on; without it the fusion is refused. can_use: what
+    it passes on where there is some, else None. Both name keywords of a fusion of weights:
+        base: the tensor, slice or state that the members started from.
+        module: the network, a private copy in evaluation mode; its keys are the states'.
+        data: batches [B, C, H, W] as `module` takes them; may be iterated again and again.
+        labels: their labels, int64 [B], in the same order: `zip(data, labels)`.
+        graph: which axes of which tensors may be permuted together, `zoo.fusion.align.Graph`.
+        score: `score(state) -> float`, on held-out data, higher is better.
+    Of a fusion of outputs, `{"data", "labels"}` says that it has `fit`.
+
     measure (weights): `"module:attribute"` of a function with the arguments of `build`, for what
-    the strategy must know of the whole model first. It is called for every tensor, and its answers
-    (numbers or small tensors) are added up over the model. `measured`, which both functions may
-    take, is the tuple of the sums so far, one per pass. A new pass begins until it answers None,
-    at most eight times.
+    the strategy must know first of more than it sees at once. It is called for every tensor or
+    slice, and its answers (numbers or small tensors) are added up over what `measured_over` says:
+    `"model"`, or each `"tensor"` for itself (or as with scope, by an option). `measured`, which
+    both functions may take, is the tuple of the sums so far, one per pass. A new pass begins until
+    it answers None, at most eight times.
 
     takes (features): `"vectors"` [B, D], `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
     """
@@ -146,6 +161,8 @@ class FusionSpec(Spec):
     idempotent: bool = False
     scope: str | Mapping[str, Mapping[str, str]] = "tensor"
     measure: str = ""
+    measured_over: str | Mapping[str, Mapping[str, str]] = "model"
+    can_use: frozenset[str] = frozenset()
     takes: str = "vectors"
 
     def __post_init__(self) -> None:
@@ -157,24 +174,30 @@ class FusionSpec(Spec):
                    and (most is None or (isinstance(most, int) and most >= fewest)),
                    "members", "(fewest, most or None)")
         self._freeze("uses", frozenset)
-        self._want(self.uses <= FUSION_USES, "uses", f"a subset of {sorted(FUSION_USES)}")
-        self._check_scope()
+        self._freeze("can_use", frozenset)
+        for field in ("uses", "can_use"):
+            self._want(getattr(self, field) <= FUSION_USES, field,
+                       f"a subset of {sorted(FUSION_USES)}")
+        self._check_reach("scope", SCOPES)
+        self._check_reach("measured_over", MEASURED_OVER)
         self._want(self.measure == "" or (isinstance(self.measure, str)
                                           and bool(_BUILD.fullmatch(self.measure))),
                    "measure", "'module:attribute' or ''")
         self._want(self.takes in TAKES, "takes", " or ".join(map(repr, TAKES)))
 
-    def _check_scope(self) -> None:
-        expected = f"{' or '.join(map(repr, SCOPES))}, or {{option: {{value: one of these}}}}"
-        if isinstance(self.scope, str):
-            self._want(self.scope in SCOPES, "scope", expected)
+    def _check_reach(self, field: str, allowed: tuple[str, ...]) -> None:
+        """One of the allowed words, or which of them for each value of an option."""
+        value = getattr(self, field)
+        expected = f"{' or '.join(map(repr, allowed))}, or {{option: {{value: one of these}}}}"
+        if isinstance(value, str):
+            self._want(value in allowed, field, expected)
             return
         self._want(
-            isinstance(self.scope, Mapping) and bool(self.scope) and all(
-                isinstance(values, Mapping) and all(scope in SCOPES for scope in values.values())
-                for values in self.scope.values()), "scope", expected)
-        object.__setattr__(self, "scope", MappingProxyType(
-            {option: MappingProxyType(dict(values)) for option, values in self.scope.items()}))
+            isinstance(value, Mapping) and bool(value) and all(
+                isinstance(values, Mapping) and all(reach in allowed for reach in values.values())
+                for values in value.values()), field, expected)
+        object.__setattr__(self, field, MappingProxyType(
+            {option: MappingProxyType(dict(values)) for option, values in value.items()}))
 
 
 @dataclass(frozen=True, kw_only=True)

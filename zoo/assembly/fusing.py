@@ -12,7 +12,8 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from zoo.assembly.one_network import Norms, fuse_weights, settle_norms, want_single
+from zoo.assembly.given import Norms
+from zoo.assembly.one_network import fuse_weights, settle_norms, want_single
 from zoo.assembly.resizing import resize
 from zoo.assembly.side_by_side import fit_outputs, put_side_by_side
 from zoo.backbones.activations import swap_activations
@@ -126,7 +127,8 @@ def fuse(
         _check_models(spec, members, models, base, started_from, has_data=data is not None)
         chosen = _class_names(spec, models, names, counted=classes is None)
         if spec.kind == "weights":
-            fused = fuse_weights(spec, models, started_from, weight, values)
+            fused = fuse_weights(spec, models, started_from, weight, values, seed=seed,
+                                 device=where, data=data, norms=norms)
         else:
             fused = put_side_by_side(spec, models, chosen, values)
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
@@ -151,7 +153,7 @@ def _check_arguments(
             raise FusionError(spec.name, f"{name} is {_short(member)}, expected a zoo.Model, a "
                               "name, a path or an address")
     check_count(spec, len(members))
-    if base is not None and "base" not in spec.uses:
+    if base is not None and "base" not in spec.uses | spec.can_use:
         raise OptionError(spec.name, "it does not use a base; leave base= out")
     if spec.kind != "weights":
         if weight is not None:

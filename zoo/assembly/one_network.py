@@ -5,49 +5,48 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from zoo.assembly.given import Norms, accuracy, keywords, open_images, reestimate_norms
 from zoo.backbones.semantics import classifier_keys
-from zoo.datasets import ImageData, load_data, loader, to_unit
 from zoo.errors import FusionError, OptionError
-from zoo.evaluation import predict
 from zoo.fusion.heads import align_base, align_heads
 from zoo.fusion.merging import merge_states
-from zoo.fusion.norms import norm_keys, reestimate
+from zoo.fusion.norms import norm_keys
 from zoo.fusion.weighting import Weight
-from zoo.measures import measure
 from zoo.model import Fusion, Model
 from zoo.registry import load
 from zoo.specs import FusionSpec
 from zoo.store import network
 
-Norms = Literal["auto", "pooled", "reestimated"]
-
 
 def fuse_weights(
     spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
-    values: Mapping[str, Any],
+    values: Mapping[str, Any], *, seed: int, device: torch.device, data: Any, norms: Norms,
 ) -> Model:
-    """A copy of the first model with the fused weights, classifiers matched by label name."""
+    """A copy of the first model with the fused weights, classifiers matched by label name, on
+    this device."""
     _want_same_preprocessing(models)
     nets = [network(model) for model in models]
     heads = classifier_keys(nets[0])
-    states = align_heads([net.state_dict() for net in nets], [model.classes for model in models],
+    states = align_heads([_on(device, net) for net in nets], [model.classes for model in models],
                          heads, strategy=spec.name)
     start: dict[str, Tensor] | None = None
     averaged: frozenset[str] = frozenset()
     if base is not None:
-        start, averaged = align_base(network(base).state_dict(), base.classes, models[0].classes,
+        start, averaged = align_base(_on(device, network(base)), base.classes, models[0].classes,
                                      heads, strategy=spec.name)
-    norms = norm_keys(nets[0])
+    fused = copy.deepcopy(models[0]).to(device)
+    statistics = norm_keys(nets[0])
     merged = merge_states(states, load(spec), spec=spec, base=start, weight=weight, options=values,
-                          averaged=averaged, norm_keys=norms)
-    fused = copy.deepcopy(models[0])
+                          seed=seed, given=keywords(spec, fused, data, norms), averaged=averaged,
+                          norm_keys=statistics)
     network(fused).load_state_dict(merged)
     fused.fusion = Fusion(strategy=spec.name, kind="weights", options=dict(values))
-    if norms and len(models) > 1:
+    if statistics and len(models) > 1:
         next(fused.each_member()).norms = "pooled"
     return fused.eval()
 
@@ -67,30 +66,26 @@ def settle_norms(model: Model, norms: Norms, data: Any) -> None:
                           "validation choose between these and re-estimated ones, or "
                           "norms='pooled' if that is what you want", stacklevel=3)
         return
-    images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
+    images = open_images(model, data, labelled=norms == "auto")
     if norms == "reestimated":
-        _reestimate(model, images)
+        reestimate_norms(model, images)
+        member.norms = "reestimated"
         return
     rest, held_out = images.split(0.5)
     fused = {key: tensor.clone() for key, tensor in member.net.state_dict().items() if key in keys}
-    was, before = member.norms, _score(model, held_out)
-    _reestimate(model, rest)
-    if _score(model, held_out) < before:
+    before = accuracy(model, held_out)
+    reestimate_norms(model, rest)
+    if accuracy(model, held_out) < before:
         member.net.load_state_dict(fused, strict=False)
-        member.norms = was
+    else:
+        member.norms = "reestimated"
 
 
-def _reestimate(model: Model, images: ImageData) -> None:
-    # A last batch of one image has no variance.
-    batches = loader(images, batch_size=128, drop_last=len(images) > 128)
-    reestimate(model, (to_unit(pixels.to(model.device)) for pixels, _ in batches))
-    next(model.each_member()).norms = "reestimated"
-
-
-def _score(model: Model, images: ImageData) -> tuple[float, float]:
-    assert images.labels is not None
-    measured = measure(predict(model, images), images.labels, model.classes)
-    return measured["accuracy"], -measured["nll"]
+def _on(device: torch.device, net: nn.Module) -> dict[str, Tensor]:
+    """The network's state on a device; tensors that are one stay one."""
+    moved: dict[int, Tensor] = {}
+    return {key: moved.setdefault(id(tensor), tensor.to(device))
+            for key, tensor in net.state_dict(keep_vars=True).items()}
 
 
 def _want_same_preprocessing(models: Sequence[Model]) -> None:

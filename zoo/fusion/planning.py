@@ -38,10 +38,6 @@ def check(
     first tensor that differs.
     """
     check_count(spec, len(members))
-    later = sorted(spec.uses - {"base"}) if spec.kind == "weights" else []
-    if later:
-        raise FusionError(spec.name, f"it asks for {', '.join(later)}, and of all that only a base "
-                          "is passed to fusions of weights in this version")
     if "base" in spec.uses and not has_base:
         raise FusionError(spec.name, "it works on what each member changed in a common base, "
                           "and none is given",

@@ -10,6 +10,7 @@ SPECS: tuple[FusionSpec, ...] = (
     FusionSpec(
         name="average",
         build="zoo.fusion.weights.average:average",
+        scope="slice",
         summary="Mean of the members' weights, plain or weighted (uniform soup)",
         paper="Wortsman 2022, arXiv:2203.05482",
         license=_LICENSE,
@@ -20,6 +21,7 @@ SPECS: tuple[FusionSpec, ...] = (
     FusionSpec(
         name="wise_ft",
         build="zoo.fusion.weights.wise_ft:wise_ft",
+        scope="slice",
         summary="A point on the line from the base to its fine-tuned model",
         paper="Wortsman 2021, arXiv:2109.01903",
         license=_LICENSE,
@@ -31,6 +33,7 @@ SPECS: tuple[FusionSpec, ...] = (
     FusionSpec(
         name="task_arithmetic",
         build="zoo.fusion.weights.task_arithmetic:task_arithmetic",
+        scope="slice",
         summary="The base plus the scaled sum of what each member changed in it",
         paper="Ilharco 2023, arXiv:2212.04089",
         license=_LICENSE,
@@ -43,6 +46,8 @@ SPECS: tuple[FusionSpec, ...] = (
         name="ties",
         build="zoo.fusion.weights.ties:ties",
         measure="zoo.fusion.weights.ties:measure",
+        measured_over={"convention": {"paper": "model", "mergekit": "tensor"}},
+        scope="slice",
         summary="Trim what each member changed, elect signs, average those that agree",
         paper="Yadav 2023, arXiv:2306.01708",
         license=_LICENSE,

@@ -8,9 +8,12 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from zoo.errors import OptionError
+from zoo.fusion.depth import depths
 
+# One member's: a number, or numbers from the input to the output.
+Share: TypeAlias = float | Sequence[float]
 Weight: TypeAlias = (
-    float | Sequence[float | Mapping[str, float]] | Mapping[str, float | Sequence[float]]
+    float | Sequence[Share | Mapping[str, Share]] | Mapping[str, float | Sequence[Share]]
 )
 
 
@@ -21,7 +24,10 @@ def resolve_weights(
 
     weight: None (each 1); a number for all; one item per member, a number or `{pattern: number}`;
     or `{pattern: number or one per member}`. A pattern is shell-style (`blocks.[0-5].*`); the
-    first that matches a key decides. keys: the tensors' keys. owner: the strategy's name.
+    first that matches a key decides. In place of one member's number, a list runs along the depth
+    of the network, `[0.9, 0.5, 0.1]` from its input to its output, straight between the points;
+    so `[[1, 0], [0, 1]]` takes the input's side of the first member, the output's of the second.
+    keys: the tensors' keys. owner: the strategy's name.
 
     Raises OptionError for the wrong count, for a value that is no finite number, for a pattern
     that decides no tensor and for a tensor that no pattern matches.
@@ -32,7 +38,8 @@ def resolve_weights(
                            for member in range(members)]
     else:
         rows = _row(1.0 if weight is None else weight, members, owner)
-    columns = [_by_key(row, keys, owner) for row in rows]
+    depth_of = depths(keys)
+    columns = [_by_key(row, depth_of, owner) for row in rows]
     return {key: tuple(column[key] for column in columns) for key in keys}
 
 
@@ -45,19 +52,20 @@ def _row(value: Any, members: int, owner: str) -> list[Any]:
     return list(value)
 
 
-def _by_key(row: Any, keys: Collection[str], owner: str) -> dict[str, float]:
+def _by_key(row: Any, depth_of: Mapping[str, float], owner: str) -> dict[str, float]:
+    """One member's weight in each tensor."""
     if not isinstance(row, Mapping):
-        number = _number(row, owner)
-        return dict.fromkeys(keys, number)
-    numbers = {pattern: _number(value, owner) for pattern, value in row.items()}
+        points = _points(row, owner)
+        return {key: _at(points, depth) for key, depth in depth_of.items()}
+    lines = {pattern: _points(value, owner) for pattern, value in row.items()}
     found: dict[str, float] = {}
-    idle = list(numbers)
-    for key in keys:
-        pattern = next((pattern for pattern in numbers if fnmatchcase(key, pattern)), None)
+    idle = list(lines)
+    for key, depth in depth_of.items():
+        pattern = next((pattern for pattern in lines if fnmatchcase(key, pattern)), None)
         if pattern is None:
             raise OptionError(owner, f"no weight pattern matches the tensor {key!r}; "
                               "end with '*' for all others")
-        found[key] = numbers[pattern]
+        found[key] = _at(lines[pattern], depth)
         if pattern in idle:
             idle.remove(pattern)
     if idle:
@@ -66,7 +74,18 @@ def _by_key(row: Any, keys: Collection[str], owner: str) -> dict[str, float]:
     return found
 
 
-def _number(value: Any, owner: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise OptionError(owner, f"a weight is {value!r}, expected a finite number")
-    return float(value)
+def _points(value: Any, owner: str) -> list[float]:
+    """The numbers from input to output, evenly spaced; a single one holds everywhere."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for number in values or [None]:
+        if (isinstance(number, bool) or not isinstance(number, int | float)
+                or not math.isfinite(number)):
+            raise OptionError(owner, f"a weight is {number!r}, expected a finite number")
+    return [float(number) for number in values]
+
+
+def _at(points: Sequence[float], depth: float) -> float:
+    place = depth * (len(points) - 1)
+    before = min(int(place), max(len(points) - 2, 0))
+    after = min(before + 1, len(points) - 1)
+    return points[before] + (points[after] - points[before]) * (place - before)

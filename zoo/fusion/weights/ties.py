@@ -40,10 +40,11 @@ def ties(
     trimmed have no vote. Entries as large as the k-th largest are all kept.
 
     tensors: one per member, each [*shape]. base: θ₀ [*shape]. weight: w, one per member, which
-    multiplies τ̂ᵢ before the election. measured: the sums of `measure` over the model; without
-    them the tensor is trimmed on its own. Returns float32 [*shape]. Raises OptionError for a
-    density outside (0, 1]. Yadav et al. 2023, arXiv:2306.01708; mergekit differs in the scope of
-    the trim, and in rounding the task vectors to the input's precision, which is left out.
+    multiplies τ̂ᵢ before the election. measured: the sums of `measure` over the model or the
+    tensor; without them these entries are trimmed on their own. Returns float32 [*shape]. Raises
+    OptionError for a density outside (0, 1]. Yadav et al. 2023, arXiv:2306.01708; mergekit differs
+    in the scope of the trim, and in rounding the task vectors to the input's precision, which is
+    left out.
 
     Options:
         density: fraction of entries that the trim keeps, in (0, 1]
@@ -79,14 +80,13 @@ def measure(
     base: Tensor | None,
     measured: Sequence[Tensor],
     density: float,
-    convention: str,
 ) -> Tensor | None:
-    """One tensor's part in the next histogram over the model, int64 [members, 65536].
+    """A slice's part in the next histogram over the model or the tensor, int64 [members, 65536].
 
     measured: the histograms that are complete. Returns None when nothing is left to count.
     """
     _check(density)
-    if convention == "mergekit" or density == 1 or len(measured) == 2:
+    if density == 1 or len(measured) == 2:
         return None
     start = widened(wanted_base("ties", base))
     return _histogram([widened(tensor) - start for tensor in tensors], measured, density)

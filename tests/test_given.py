@@ -1,0 +1,145 @@
+"""What a third party's fusion of weights is given when it asks: network, images, labels, score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+import zoo
+from zoo.errors import DataError, FusionError
+from zoo.model import Model
+
+PLUGIN = '''
+import zoo
+
+SEEN = {}
+
+@zoo.hookimpl
+def zoo_fusions():
+    common = dict(kind="weights", scope="model", summary="s")
+    return [
+        zoo.FusionSpec(name="best", build="zoo_acme:best", uses={"score"}, **common),
+        zoo.FusionSpec(name="likely", build="zoo_acme:likely", uses={"module", "data", "labels"},
+                       **common),
+        zoo.FusionSpec(name="looks", build="zoo_acme:looks", can_use={"data", "module", "base"},
+                       **common),
+    ]
+
+def best(states, *, weights, score):
+    """The member that scores best."""
+    SEEN["scores"] = [score(state) for state in states]
+    return max(states, key=score)
+
+def likely(states, *, weights, module, data, labels):
+    """The member whose logits make the labels likeliest."""
+    import torch
+    def loss(state):
+        total = 0.0
+        for batch, truth in zip(data, labels):
+            logits = torch.func.functional_call(module, state, (batch,))
+            total += float(torch.nn.functional.cross_entropy(logits, truth, reduction="sum"))
+        return total
+    assert not module.training
+    assert set(module.state_dict()) == set(states[0])
+    assert len(data) == len(labels) == len(list(data)) == len(list(data))
+    SEEN["losses"] = [loss(state) for state in states]
+    return min(states, key=loss)
+
+def looks(states, *, weights, base, data, module):
+    SEEN["looks"] = (base is None, None if data is None else next(iter(data)).shape,
+                     type(module).__name__)
+    return states[0]
+'''
+
+
+@pytest.fixture
+def seen(install: Callable[..., Path]) -> Callable[[], dict[str, Any]]:
+    install("acme", PLUGIN)
+
+    def read() -> dict[str, Any]:
+        import zoo_acme
+
+        return zoo_acme.SEEN
+
+    return read
+
+
+def images(labels: bool = True) -> Any:
+    """Bright and dark squares, which a network learns in an epoch or two."""
+    truth = torch.arange(128) % 2
+    pixels = 0.4 * torch.rand(128, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels += 0.6 * truth.view(-1, 1, 1, 1)
+    return TensorDataset(pixels, truth) if labels else pixels
+
+
+def members() -> tuple[Model, Model]:
+    """One that knows the classes and one that knows nothing, with batch norm."""
+    good, bad = (zoo.backbone("timm/test_resnet", num_classes=2, image_size=32, seed=seed,
+                              device="cpu") for seed in (0, 1))
+    zoo.transfer(good, images(), "finetune", epochs=6, lr=1e-2, batch_size=16)
+    return good, bad
+
+
+def same(fused: Model, member: Model) -> bool:
+    one, other = (next(model.each_member()).net.state_dict() for model in (fused, member))
+    return all(torch.equal(one[key], other[key]) for key in one if one[key].is_floating_point())
+
+
+def test_a_strategy_chooses_by_score(seen: Callable[[], dict[str, Any]]) -> None:
+    good, bad = members()
+    fused = zoo.fuse([bad, good], "acme/best", data=images(), norms="pooled")
+    assert same(fused, good)
+    assert seen()["scores"][1] > 0.95 > seen()["scores"][0]
+
+
+def test_a_strategy_runs_the_network_on_images_and_labels(
+    seen: Callable[[], dict[str, Any]]
+) -> None:
+    good, bad = members()
+    before = {key: tensor.clone() for key, tensor in bad.state_dict().items()}
+    fused = zoo.fuse([bad, good], "acme/likely", data=images(), norms="pooled")
+    assert same(fused, good)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in bad.state_dict().items())
+    batch: Tensor = images().tensors[0]
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(good(batch), images().tensors[1],
+                                                     reduction="sum").item()
+    assert seen()["losses"][1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_labels_are_in_the_order_of_the_models_classes(
+    seen: Callable[[], dict[str, Any]]
+) -> None:
+    good, bad = (zoo.backbone("timm/test_resnet", classes=["1", "0"], image_size=32, seed=seed,
+                              device="cpu") for seed in (0, 1))
+    zoo.transfer(good, images(), "finetune", epochs=6, lr=1e-2, batch_size=16)
+    zoo.fuse([bad, good], "acme/likely", data=images(), norms="pooled")
+    assert seen()["losses"][1] < 0.1 * seen()["losses"][0]
+
+
+def test_what_can_be_used_is_none_where_there_is_none(
+    seen: Callable[[], dict[str, Any]]
+) -> None:
+    good, bad = members()
+    zoo.fuse([good, bad], "acme/looks", norms="pooled")
+    assert seen()["looks"] == (True, None, "ResNet")
+    zoo.fuse([good, bad], "acme/looks", base=bad, data=images(), norms="pooled")
+    assert seen()["looks"] == (False, (64, 3, 32, 32), "ResNet")
+
+
+def test_what_must_be_used_and_is_not_there_is_asked_for(
+    seen: Callable[[], dict[str, Any]]
+) -> None:
+    pair = [zoo.backbone("timm/test_resnet", num_classes=2, image_size=32, seed=seed, device="cpu")
+            for seed in (0, 1)]
+    with pytest.raises(FusionError, match=r"acme/best .* learns from held-out data, and none"):
+        zoo.fuse(pair, "acme/best")
+    unlabelled = TensorDataset(images(labels=False))
+    with pytest.raises(DataError, match="label"):
+        zoo.fuse(pair, "acme/best", data=unlabelled, norms="pooled")

@@ -1,0 +1,136 @@
+"""What a fusion of weights may ask for beside tensors: the network, its permutations, images and
+their labels, and how good a candidate is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.datasets import ImageData, load_data, loader, to_unit
+from zoo.evaluation import predict
+from zoo.fusion.norms import norm_keys, reestimate
+from zoo.measures import measure
+from zoo.model import Model
+from zoo.specs import FusionSpec
+from zoo.store import network
+
+Norms = Literal["auto", "pooled", "reestimated"]
+
+_BATCH = 64
+
+
+class Inputs:
+    """The batches [B, C, H, W] that a model's network gets for these images; again and again."""
+
+    def __init__(self, model: Model, images: ImageData) -> None:
+        self._model = model
+        self._images = images
+
+    def __iter__(self) -> Iterator[Tensor]:
+        member = next(self._model.each_member())
+        for pixels, _ in loader(self._images, batch_size=_BATCH):
+            yield member.prepare(to_unit(pixels.to(self._model.device)))
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // _BATCH)
+
+
+class Labels:
+    """The labels [B] of the same batches, in the order of the model's classes."""
+
+    def __init__(self, model: Model, labels: Tensor) -> None:
+        self._batches = torch.split(labels.to(model.device), _BATCH)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+def keywords(spec: FusionSpec, model: Model, data: Any, norms: Norms) -> dict[str, Any]:
+    """The keywords that the spec asks for, with None for what it can do without.
+
+    model: the first member, on the device to compute on. data: as `zoo.fuse` is given it.
+    """
+    asked = (spec.uses | spec.can_use) - {"base"}
+    found: dict[str, Any] = dict.fromkeys(asked)
+    module = copy.deepcopy(model).eval()
+    if "module" in asked:
+        found["module"] = network(module)
+    if "graph" in asked:
+        found["graph"] = _graph(module)
+    if data is None or not asked & {"data", "labels", "score"}:
+        return found
+    labelled = bool(asked & {"labels", "score"})
+    images = open_images(model, data, labelled=labelled)
+    if "score" in asked:
+        images, held_out = images.split(0.5)
+        found["score"] = score_of(copy.deepcopy(module), images, held_out, norms)
+    if "data" in asked:
+        found["data"] = Inputs(module, images)
+    if "labels" in asked:
+        assert images.labels is not None
+        found["labels"] = Labels(module, images.labels)
+    return found
+
+
+def open_images(model: Model, data: Any, *, labelled: bool) -> ImageData:
+    """The data at the model's size, with its classes."""
+    images = load_data(data, role="train", image_size=model.image_size, labelled=labelled)
+    return images.with_classes(model.classes) if labelled else images
+
+
+def score_of(
+    model: Model, images: ImageData, held_out: ImageData, norms: Norms
+) -> Callable[[Mapping[str, Tensor]], float]:
+    """The accuracy on held-out images of a model with a given state.
+
+    Batch norm is treated as in the final model: its running statistics are the state's, or
+    estimated again on the images, or (auto) what is better; what the state lacks is estimated.
+    model: is written to.
+    """
+    net = network(model)
+    statistics = norm_keys(net)
+
+    def score(state: Mapping[str, Tensor]) -> float:
+        net.load_state_dict(dict(state), strict=False)
+        whole = statistics <= state.keys()
+        found = []
+        if whole and norms != "reestimated":
+            found.append(accuracy(model, held_out)[0])
+        if statistics and (norms != "pooled" or not whole):
+            reestimate_norms(model, images)
+            found.append(accuracy(model, held_out)[0])
+        return max(found)
+
+    return score
+
+
+def reestimate_norms(model: Model, images: ImageData) -> None:
+    """Estimate batch norm's running statistics from these images, in place."""
+    # A last batch of one image has no variance.
+    batches = loader(images, batch_size=128, drop_last=len(images) > 128)
+    reestimate(model, (to_unit(pixels.to(model.device)) for pixels, _ in batches))
+
+
+def accuracy(model: Model, images: ImageData) -> tuple[float, float]:
+    """The accuracy and the negative NLL: the larger, the better, in that order."""
+    assert images.labels is not None
+    measured = measure(predict(model, images), images.labels, model.classes)
+    return measured["accuracy"], -measured["nll"]
+
+
+@torch.no_grad()
+def _graph(model: Model) -> Any:
+    from zoo.fusion.align import trace
+
+    member = next(model.each_member())
+    side = model.image_size
+    blank = torch.rand(1, 3, side, side, device=model.device,
+                       generator=torch.Generator(model.device).manual_seed(0))
+    return trace(network(model), member.prepare(blank))

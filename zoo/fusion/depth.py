@@ -1,0 +1,56 @@
+"""How deep in the network each tensor lies, read from its key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Modules that hold a row of layers; a number in or after one of these names counts the layers.
+_ROWS = frozenset({"block", "blocks", "layer", "layers", "stage", "stages", "features", "h",
+                   "resblocks", "denseblock", "denselayer", "transition", "mixed", "s", "b"})
+# What comes after the last layer.
+_AFTER = frozenset({"head", "head_dist", "fc", "classifier", "last_linear", "conv_head", "bn2",
+                    "norm", "norm5", "fc_norm", "ln_f", "ln_post", "lm_head", "pre_logits",
+                    "attn_pool", "final_conv", "auxlogits"})
+_BEFORE = ("stem", "patch_embed", "embed")
+_NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")
+
+
+def depths(keys: Iterable[str]) -> dict[str, float]:
+    """The depth of each tensor's layer: 0 before the first block, 1 after the last, evenly spaced
+    between; 0.5 where the names tell nothing.
+
+    >>> depths(["conv1.weight", "layer1.0.conv1.weight", "fc.bias"])
+    {'conv1.weight': 0.0, 'layer1.0.conv1.weight': 0.5, 'fc.bias': 1.0}
+    """
+    layer_of = {key: _layer(key) for key in keys}
+    layers = sorted({layer for layer in layer_of.values() if layer})
+    place = {layer: number for number, layer in enumerate(layers, 1)}
+    last = len(layers) + 1
+    if not layers:
+        return dict.fromkeys(layer_of, 0.5)
+    return {key: place[layer] / last if layer else float(_is_after(key))
+            for key, layer in layer_of.items()}
+
+
+def _layer(key: str) -> tuple[tuple[int, str], ...]:
+    """What a layer's tensors share, in sorting order: the parts of the key up to its last row of
+    layers, `layer1.0` of `layer1.0.downsample.0.weight`; () outside of all rows."""
+    parts = key.split(".")[:-1]
+    cut = 0
+    for place, part in enumerate(parts):
+        in_row = cut == place or parts[place - 1].lower() in _ROWS
+        numbered = _NUMBERED.fullmatch(part.lower())
+        if (part.isdecimal() and in_row) or (numbered and numbered[1] in _ROWS):
+            cut = place + 1
+    return tuple((_number(part), part) for part in parts[:cut])
+
+
+def _number(part: str) -> int:
+    found = re.search(r"\d+", part)
+    return int(found[0]) if found else -1
+
+
+def _is_after(key: str) -> bool:
+    parts = key.lower().split(".")[:2]
+    return not parts[0].startswith(_BEFORE) and any(part in _AFTER for part in parts)

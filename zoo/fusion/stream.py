@@ -1,0 +1,281 @@
+"""The merge engine: every tensor of the result once, in pieces, on all cores.
+
+A fusion of weights is memory traffic. Inputs may be mapped files; a piece is small enough to stay
+in a core's cache while the strategy's steps pass over it, and whoever asked takes it from there:
+a tensor in memory, or its place in a file. What a strategy must know first of a whole tensor or
+model is measured in the same way and added up in one order, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from zoo.errors import FusionError, ShapeMismatch
+from zoo.fusion.depth import depths
+from zoo.fusion.precision import widened
+from zoo.registry import resolve
+from zoo.specs import MEASURED_OVER, SCOPES, FusionSpec
+from zoo.tensors import StoredTensors
+
+State: TypeAlias = Mapping[str, Tensor]
+A = TypeVar("A")
+B = TypeVar("B")
+
+# Elements of one call of a slice-scoped strategy, and of one of its `measure`, which may give back
+# a histogram that is not small beside a piece.
+PIECE = 1 << 17
+MEASURED_PIECE = 1 << 20
+MOST_PASSES = 8
+# Fewer elements than this are not worth threads.
+_SMALL = 1 << 20
+
+
+class Write(Protocol):
+    """Takes elements start… of the flattened result for a key, in the precision of the merge."""
+
+    def __call__(self, key: str, start: int, part: Tensor, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A strategy and what it works on.
+
+    strategy: what `spec.build` names. states: one per member; mapped files or tensors in memory.
+    base: what they started from. weights: of the keys to fuse, one number per member. options: all
+    of the strategy's own. seed, given: further keywords for strategies that take them (`data`, …).
+    """
+
+    strategy: Callable[..., Any]
+    spec: FusionSpec
+    states: Sequence[State]
+    base: State | None
+    weights: Mapping[str, Sequence[float]]
+    options: Mapping[str, Any]
+    seed: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> str:
+        """What one call sees; where several options have a say, the widest."""
+        return _reach(self.spec.scope, self.options, SCOPES)
+
+    @property
+    def measured_over(self) -> str:
+        return _reach(self.spec.measured_over, self.options, MEASURED_OVER)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements start…stop of one tensor; all of it in its shape for a strategy of scope tensor."""
+
+    key: str
+    start: int
+    stop: int
+    flat: bool
+
+
+@torch.no_grad()
+def run(
+    merge: Merge,
+    write: Write,
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], object] = lambda elements: None,
+) -> dict[str, Tensor]:
+    """Compute all keys of `merge.weights` and hand each part to `write`, from several threads.
+
+    threads: by default all cores, for tensors on the CPU. advance: is told how many elements of
+    the result are done. Returns what a strategy of scope "model" gave beyond those keys. Raises
+    ShapeMismatch when a result has another shape, FusionError when `measure` never ends.
+    """
+    if not merge.weights:
+        return {}
+    if merge.scope == "model":
+        return _run_whole(merge, write, advance)
+    strategy = accepting(merge.strategy)
+    depth_of = depths(merge.weights)
+    sizes = {key: merge.states[0][key].numel() for key in merge.weights}
+    on_cpu = all(merge.states[0][key].device.type == "cpu" for key in sizes)
+    workers = threads or cores()
+    if not on_cpu or sum(sizes.values()) < _SMALL or merge.scope == "tensor":
+        workers = 1  # a tensor-scoped strategy uses the cores inside its operations
+
+    def compute(piece: Piece, measured: Sequence[Any]) -> int:
+        tensors, keywords = _call(merge, piece, depth_of)
+        if merge.spec.measure:
+            keywords["measured"] = measured
+        result = strategy(tensors, **keywords)
+        if result.shape != tensors[0].shape:
+            raise ShapeMismatch(merge.spec.name, piece.key, f"became {list(result.shape)}, from "
+                                f"{list(tensors[0].shape)}", "This is a defect of the strategy")
+        write(piece.key, piece.start, result.reshape(-1))
+        return piece.stop - piece.start
+
+    # What is measured over the model holds for all its tensors; else one tensor comes at a time.
+    by_tensor = bool(merge.spec.measure) and merge.measured_over == "tensor"
+    batches = [[item] for item in sizes.items()] if by_tensor else [list(sizes.items())]
+    with _workers(workers) as pool:
+        for keys in batches:
+            measured = _measured(merge, keys, depth_of, pool) if merge.spec.measure else ()
+            for done in pool(partial(compute, measured=measured), _pieces(merge, keys, PIECE)):
+                advance(done)
+    return {}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without the keywords that it does not take: a plugin may take fewer than the
+    core gives."""
+    taken = inspect.signature(function).parameters
+
+    def call(tensors: Any, **keywords: Any) -> Any:
+        return function(tensors, **{name: keywords[name] for name in keywords if name in taken})
+
+    return call
+
+
+def _reach(
+    declared: str | Mapping[str, Mapping[str, str]], options: Mapping[str, Any],
+    order: Sequence[str],
+) -> str:
+    if isinstance(declared, str):
+        return declared
+    return max((values[str(options[option])] for option, values in declared.items()),
+               key=order.index)
+
+
+def _run_whole(
+    merge: Merge, write: Write, advance: Callable[[int], object]
+) -> dict[str, Tensor]:
+    def wide(state: State) -> dict[str, Tensor]:
+        return {key: _wide(tensor, merge.states[0].get(key, tensor))
+                for key, tensor in state.items()}
+
+    result: dict[str, Tensor] = dict(accepting(merge.strategy)(
+        [wide(state) for state in merge.states],
+        base=None if merge.base is None else wide(merge.base), weights=merge.weights,
+        depths=depths(merge.weights), seed=merge.seed, **merge.given, **merge.options))
+    for key in merge.weights:
+        like = merge.states[0][key]
+        if key not in result or result[key].shape != like.shape:
+            became = list(result[key].shape) if key in result else "missing"
+            raise ShapeMismatch(merge.spec.name, key, f"became {became}, from {list(like.shape)}",
+                                "This is a defect of the strategy")
+        write(key, 0, result.pop(key).reshape(-1))
+        advance(like.numel())
+    return {key: tensor for key, tensor in result.items() if key in merge.states[0]}
+
+
+def _measured(
+    merge: Merge, keys: Sequence[tuple[str, int]], depth_of: Mapping[str, float],
+    pool: Callable[..., Iterator[Any]],
+) -> tuple[Any, ...]:
+    """What the passes before the merge add up to over these tensors, one item per pass.
+
+    A pass calls `measure` for every piece and adds up its answers; the next pass gets the sums so
+    far. They end when `measure` answers None.
+    """
+    measure = accepting(resolve(merge.spec.measure, merge.spec.name))
+    sums: tuple[Any, ...] = ()
+    for _ in range(MOST_PASSES):
+        def ask(piece: Piece, sums: tuple[Any, ...] = sums) -> Any:
+            tensors, keywords = _call(merge, piece, depth_of)
+            return measure(tensors, **keywords, measured=sums)
+
+        whole: Any = None
+        for part in pool(ask, _pieces(merge, keys, MEASURED_PIECE)):
+            if part is None:
+                return sums
+            whole = part if whole is None else whole + part
+        sums = (*sums, whole)
+    raise FusionError(merge.spec.name, f"after {MOST_PASSES} passes it still measures",
+                      "Its measure must return None once it has seen enough")
+
+
+def _pieces(merge: Merge, keys: Iterable[tuple[str, int]], most: int) -> Iterator[Piece]:
+    flat = merge.scope == "slice"
+    for key, size in keys:
+        step = most if flat and merge.states[0][key].device.type == "cpu" else max(size, 1)
+        for start in range(0, max(size, 1), step):
+            yield Piece(key, start, min(start + step, size), flat)
+
+
+def _call(
+    merge: Merge, piece: Piece, depth_of: Mapping[str, float]
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """A strategy's tensors and keywords for one piece."""
+    key = piece.key
+    like = merge.states[0][key]
+
+    def part(state: State) -> Tensor:
+        if not piece.flat:
+            return _wide(state[key], like)
+        return _wide(flat_part(state, key, piece.start, piece.stop), like)
+
+    keywords: dict[str, Any] = {
+        "base": None if merge.base is None else part(merge.base), "key": key,
+        "weight": merge.weights[key], "seed": merge.seed, "depth": depth_of[key],
+        **merge.given, **merge.options}
+    if piece.flat:
+        keywords |= {"offset": piece.start, "shape": tuple(like.shape)}
+    return [part(state) for state in merge.states], keywords
+
+
+def flat_part(state: State, key: str, start: int, stop: int) -> Tensor:
+    """Elements start…stop of a flattened tensor, without touching the others."""
+    if isinstance(state, StoredTensors):
+        return state.slice(key, start, stop)
+    return state[key].detach().reshape(-1)[start:stop]
+
+
+def _wide(tensor: Tensor, like: Tensor) -> Tensor:
+    tensor = tensor.detach().to(like.device)
+    return widened(tensor) if tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A map over many small jobs that keeps their order, and few of them waiting."""
+    if count == 1:
+        yield map
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the threads that start from here on inherit it
+    with ThreadPoolExecutor(count, thread_name_prefix="merge") as executor:
+        def pooled(job: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+            left = iter(items)
+            waiting = [executor.submit(_without_grad, job, item)
+                       for item in islice(left, 4 * count)]
+            while waiting:
+                done = waiting.pop(0)
+                for item in islice(left, 1):
+                    waiting.append(executor.submit(_without_grad, job, item))
+                yield done.result()
+
+        try:
+            yield pooled
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(before)
+
+
+def _without_grad(job: Callable[[A], B], item: A) -> B:
+    with torch.no_grad():  # its state is a thread's own
+        return job(item)
