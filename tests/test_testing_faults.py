@@ -56,6 +56,8 @@ FAULTS = [
      "takes **options; name every option"),
     (WEIGHTS, "*, key", "key, *, power=1", "options_are_keyword_only",
      "the argument 'key' of zoo_acme:first can be given by position; put a '*' before it"),
+    (WEIGHTS, "*, key", "*, key, norms: str = 'kept'", "options_can_be_given",
+     "the option 'norms' of acme/first can never be given: zoo.fuse has an argument of that name"),
     (WEIGHTS, "*, key", "*, key, power: float = float('inf')", "options_are_json",
      "the default of 'power' in zoo_acme:first is inf; let it be a JSON value"),
     (WEIGHTS, "*, key", "*, key, power: int = 0.5", "options_are_json",

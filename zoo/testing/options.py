@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from zoo.errors import ZooError
-from zoo.options import CORE_ARGUMENTS
+from zoo.options import core_arguments
 from zoo.registry import load
 from zoo.specs import AnySpec
 
@@ -38,6 +38,6 @@ def _edges(spec: AnySpec) -> Iterator[tuple[str, int | float]]:
     """Numbers for the options whose defaults are numbers."""
     for name, parameter in inspect.signature(load(spec)).parameters.items():
         kind = type(parameter.default)
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in CORE_ARGUMENTS:
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in core_arguments(spec):
             for value in _EDGES.get(kind, ()):
                 yield name, value

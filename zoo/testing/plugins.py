@@ -7,16 +7,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from zoo.assembly import backbone, fuse
 from zoo.discovery import discovery
 from zoo.errors import OptionError
-from zoo.options import CORE_ARGUMENTS, checked, options_of
+from zoo.options import checked, core_arguments, options_of
 from zoo.registry import load, resolve
 from zoo.specs import AnySpec, BackboneSpec, FusionSpec, TransferSpec
+from zoo.training import transfer
 
 _HEAVY = ("torch", "timm", "torchvision", "tensorflow", "keras", "transformers")
 # Names of a catalogue that are looked up.
 _SOME = 20
+_TAKES_OPTIONS: Mapping[type[AnySpec], Callable[..., Any]] = {
+    BackboneSpec: backbone, FusionSpec: fuse, TransferSpec: transfer}
 # Positional arguments that each kind of builder has.
 _POSITIONAL = {"tensors", "states", "dims", "members", "num_classes", "model", "self"}
 
@@ -101,7 +107,7 @@ def options_are_json(spec: AnySpec) -> None:
     """Defaults of options are JSON values of their own types, which a saved model can carry."""
     parameters = inspect.signature(load(spec)).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()
-                if parameter.kind == parameter.KEYWORD_ONLY and name not in CORE_ARGUMENTS}
+                if parameter.kind == parameter.KEYWORD_ONLY and name not in core_arguments(spec)}
     for name, default in defaults.items():
         try:
             json.dumps(None if default is inspect.Parameter.empty else default, allow_nan=False)
@@ -115,6 +121,19 @@ def options_are_json(spec: AnySpec) -> None:
     except OptionError as error:
         raise AssertionError(f"a default of {spec.build} is refused by its own type: {error}; "
                              "correct one of them") from None
+
+
+def options_can_be_given(spec: AnySpec) -> None:
+    """No option has the name of an argument of zoo.backbone, zoo.fuse or zoo.transfer, which
+    would get its value."""
+    function = _TAKES_OPTIONS.get(type(spec))
+    if function is None:
+        return
+    taken = inspect.signature(function).parameters
+    for option in options_of(spec):
+        assert option.name not in taken, (
+            f"the option {option.name!r} of {spec.name} can never be given: zoo."
+            f"{function.__name__} has an argument of that name; rename it")
 
 
 def options_have_defaults(spec: AnySpec) -> None:
@@ -142,5 +161,5 @@ def is_described(spec: AnySpec) -> None:
 
 CHECKS = (loads_alone_and_is_light, has_a_distribution, brings_something,
           catalogue_finds_what_it_lists)
-SPEC_CHECKS = (builder_resolves, options_are_keyword_only, options_are_json,
-               options_have_defaults, options_are_documented, is_described)
+SPEC_CHECKS = (builder_resolves, options_are_keyword_only, options_can_be_given,
+               options_are_json, options_have_defaults, options_are_documented, is_described)
