@@ -336,6 +336,20 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command(epilog=output.examples("zoo new-plugin acme", "zoo new-plugin acme -o work/acme"))
+def new_plugin(
+    namespace: Annotated[str, typer.Argument(
+        help="What its names begin with: acme, as in acme/gated.")],
+    out: Annotated[Path | None, typer.Option(
+        "--out", "-o", help="The folder to write, by default fusion-zoo-NAMESPACE.")] = None,
+) -> None:
+    """Write a plugin of your own to start from: a fusion of each kind, a network, their tests."""
+    from zoo.names import canonical_namespace
+    from zoo.scaffold import new_plugin
+
+    output.started(new_plugin(namespace, out), canonical_namespace(namespace))
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

@@ -4,6 +4,7 @@ said beside them to stderr."""
 from __future__ import annotations
 
 import json as json_module
+import shlex
 import shutil
 import sys
 import textwrap
@@ -164,6 +165,13 @@ def merged(out: Path) -> None:
     files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9
     print(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
+
+
+def started(folder: Path, namespace: str) -> None:
+    """A new plugin, and what its author does next."""
+    print("\n".join((
+        f"{folder}: a plugin that works; next:", f"  cd {shlex.quote(str(folder))}",
+        "  pip install -e . pytest", "  pytest", f"  zoo check {namespace}")))
 
 
 def transferred(result: Transferred, out: Path, json: bool) -> None:
