@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -64,9 +65,10 @@ def test_the_reference_has_every_hook_with_its_exact_signature_and_every_field()
     for name, function in hooks:
         assert f"### `{name}{inspect.signature(function)}`".replace("'", "") in page
     for spec in (zoo.BackboneSpec, zoo.FusionSpec, zoo.TransferSpec, zoo.DatasetSpec):
-        for field in spec.__dataclass_fields__:
+        for field in (each.name for each in dataclasses.fields(spec)):
             row = re.search(rf"^\| `{field}` \|.*\| (.*) \|$", page, re.MULTILINE)
-            assert row and row[1].strip(), f"say in the docstring what {field} is"
+            assert row is not None
+            assert row[1].strip(), f"say in the docstring what {field} is"
 
 
 def test_the_list_of_checks_is_complete() -> None:
