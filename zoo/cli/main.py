@@ -54,13 +54,10 @@ def list_(
             if type_ in (None, row.type) and kind in (None, row.kind)]
     if pattern == "*" and type_ is None and not json:
         rows = output.without_catalogue(rows)
-    failed = discovery().failed
-    asked = failed.get(pattern.partition("/")[0].replace("_", "-"))
+    # Of the others that are broken `zoo plugins` tells.
+    asked = discovery().failed.get(pattern.partition("/")[0].replace("_", "-"))
     if asked:
         raise asked
-    for namespace, error in failed.items():
-        if not discovery().found[namespace].error:
-            output.warn(str(error))
     if not rows and not json:
         raise ZooError(f"nothing matches {pattern!r}; see `zoo ls '*'` and `zoo plugins`")
     output.listing(rows, json)
@@ -319,8 +316,9 @@ def run(
 def plugins(json: Json = False) -> None:
     """List the installed plugins: namespace, distribution, version, hooks, error."""
     import zoo
+    from zoo.known import known_plugins
 
-    output.plugins(zoo.plugins(), json)
+    output.plugins(zoo.plugins(), known_plugins(), json)
 
 
 @app.command(epilog=output.examples("zoo check acme", "zoo check timm --name resnet18 --json"))
