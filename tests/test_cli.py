@@ -258,7 +258,8 @@ def test_a_broken_plugin_is_a_note_beside_the_listing(
 def test_versions_and_help(capsys: Capture) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"{zoo.__version__}\n"
-    for command in ("ls", "show", "fuse", "transfer", "eval", "run", "plugins"):
+    for command in ("ls", "show", "fuse", "transfer", "eval", "run", "plugins", "check",
+                    "new-plugin"):
         assert run(command, "--help") == 0
         assert f"\n zoo {command}" in capsys.readouterr().out.partition("Examples:")[2]
 

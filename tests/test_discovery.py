@@ -178,7 +178,8 @@ def test_a_reserved_namespace_belongs_to_its_distribution(
 def test_our_own_namespaces_are_reserved() -> None:
     assert discovery.RESERVED == {
         "zoo": "fusion-zoo", "timm": "fusion-zoo", "lite": "fusion-zoo-lite",
-        "keras": "fusion-zoo-keras", "torchvision": "fusion-zoo-torchvision"}
+        "keras": "fusion-zoo-keras", "torchvision": "fusion-zoo-torchvision",
+        "example": "fusion-zoo-example"}
 
 
 def test_nobody_takes_the_cores_namespaces(install: Install) -> None:

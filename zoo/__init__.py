@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from zoo.assembly import backbone, fuse
+    from zoo.assembly import backbone, fuse, plan
     from zoo.datasets import load_data
     from zoo.discovery import Plugin
     from zoo.errors import ZooError
     from zoo.evaluation import evaluate
     from zoo.hookspecs import hookimpl
+    from zoo.merge_files import merge
     from zoo.model import Model
     from zoo.pipeline import run
     from zoo.registry import (
@@ -44,6 +45,8 @@ _HOME = {
     "plugins": "zoo.registry",
     "backbone": "zoo.assembly",
     "fuse": "zoo.assembly",
+    "plan": "zoo.assembly",
+    "merge": "zoo.merge_files",
     "transfer": "zoo.training",
     "evaluate": "zoo.evaluation",
     "run": "zoo.pipeline",
@@ -82,6 +85,8 @@ __all__ = [
     "list_transfers",
     "load",
     "load_data",
+    "merge",
+    "plan",
     "plugins",
     "run",
     "save",

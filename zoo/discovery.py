@@ -28,7 +28,7 @@ GROUP = "zoo.plugins"
 CORE = MappingProxyType({"zoo": "zoo.builtin", "timm": "zoo.backbones.timm_catalog"})
 RESERVED = MappingProxyType({
     **dict.fromkeys(CORE, "fusion-zoo"),
-    **{name: f"fusion-zoo-{name}" for name in ("lite", "keras", "torchvision")},
+    **{name: f"fusion-zoo-{name}" for name in ("lite", "keras", "torchvision", "example")},
 })
 HOOKS: Mapping[str, type[AnySpec]] = MappingProxyType({
     "zoo_backbones": BackboneSpec,

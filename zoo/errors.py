@@ -20,6 +20,15 @@ class BadName(ZooError, ValueError):
         self.problem = problem
 
 
+class NamespaceTaken(ZooError, ValueError):
+    """A new plugin asks for a namespace that belongs to another distribution."""
+
+    def __init__(self, namespace: str, owner: str, problem: str) -> None:
+        super().__init__(f"the namespace {namespace!r} {problem}; choose another")
+        self.namespace = namespace
+        self.owner = owner
+
+
 class UnknownName(ZooError, LookupError):
     """Nothing of this kind is registered under this name."""
 

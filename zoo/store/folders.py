@@ -98,9 +98,9 @@ def load(
     with torch.random.fork_rng(devices=[]):
         model = rebuild(folder / CONFIG, config)
     _assign(folder, model)
-    if described is None:
+    if described is None or "model" not in described:
         measure_features(next(model.each_member()))
-    else:
+    if described is not None:
         model.recipe = _recipe(described.get("made_with", {}))
     if origin:
         for member in model.each_member():

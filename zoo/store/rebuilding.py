@@ -26,7 +26,8 @@ def rebuild(file: Path, config: Mapping[str, Any]) -> Model:
     Raises FormatError for what is damaged, and what PluginError a plugin of its raises.
     """
     try:
-        if "zoo" not in config:
+        # Plain timm's files that were merged have our key and no model of ours in it.
+        if "zoo" not in config or ("architecture" in config and "model" not in config["zoo"]):
             return _plain_timm(file, config)
         plain = config if "architecture" in config else None
         return _model(file, config["zoo"]["model"], plain)

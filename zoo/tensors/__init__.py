@@ -1,9 +1,9 @@
 """Tensors in safetensors files: read as private maps, written once, replaced as a whole."""
 
-from zoo.tensors.atomic import atomic_file, atomic_folder, current_folder
+from zoo.tensors.atomic import atomic_file, atomic_folder, atomic_path, current_folder
 from zoo.tensors.header import ALIGNMENT, TensorInfo, encode_header, read_header
 from zoo.tensors.reading import StoredTensors, load_tensors, open_tensors
-from zoo.tensors.writing import save_tensors, sha256_file
+from zoo.tensors.writing import laid_out, save_tensors, sha256_file
 
 __all__ = [
     "ALIGNMENT",
@@ -11,8 +11,10 @@ __all__ = [
     "TensorInfo",
     "atomic_file",
     "atomic_folder",
+    "atomic_path",
     "current_folder",
     "encode_header",
+    "laid_out",
     "load_tensors",
     "open_tensors",
     "read_header",

@@ -33,14 +33,19 @@ _RENAME_EXCHANGE = 2
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write that becomes `path`, on disk, when the block ends without an error."""
+    with atomic_path(path) as temporary, temporary.open("xb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A free name for a file that becomes `path`, on disk, when the block ends without an error."""
     path = Path(path)
     _delete_leftovers(path)
     temporary = _temporary(path)
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -49,28 +51,58 @@ def save_tensors(
     _check(path, tensors, text)
     aliases = _aliases(tensors, text)
     kept = {key: tensor for key, tensor in tensors.items() if key not in aliases}
-    total = sum(tensor.nbytes for tensor in kept.values())
-    _check_space(path, total)
-    shards = _split(kept, max_shard_bytes)
+    _check_space(path, sum(tensor.nbytes for tensor in kept.values()))
+    shards = _split(path, kept, max_shard_bytes)
     if len(shards) == 1:
-        return {path.name: _write(path, shards[0], text | aliases)}
-
-    named = {
-        f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}": shard
-        for number, shard in enumerate(shards, 1)
-    }
+        return {path.name: _write(path, shards[path.name], text | aliases)}
     hashes = {
-        name: _write(path.with_name(name), shard, {"format": "pt"}) for name, shard in named.items()
+        name: _write(path.with_name(name), shard, {"format": "pt"})
+        for name, shard in shards.items()
     }
-    index = {
-        "metadata": {**text, **aliases, "total_size": total},
-        "weight_map": {key: name for name, shard in named.items() for key in shard},
-    }
-    encoded = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-    index_path = path.with_name(path.name + ".index.json")
-    with atomic_file(index_path) as file:
-        file.write(encoded)
-    return hashes | {index_path.name: hashlib.sha256(encoded).hexdigest()}
+    return hashes | _write_index(path, shards, text | aliases)
+
+
+@contextmanager
+def laid_out(
+    like: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    aliases: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+) -> Iterator[Callable[[str, int, Tensor], None]]:
+    """A safetensors file, or shards, whose tensors are filled in piece by piece, in any order and
+    from any thread: `put(key, start, part)` writes elements start… of a flattened tensor.
+
+    The room on the disk is taken first. The files are under their names from the beginning: use
+    it inside `atomic_folder`, or on a temporary name. like: shapes and dtypes, as tensors without
+    values. aliases: tied name → the key in `like` that it stands for. Otherwise as `save_tensors`.
+    """
+    path = Path(path)
+    text = {**(metadata or {}), "format": "pt", **(aliases or {})}
+    shards = _split(path, like, max_shard_bytes)
+    place: dict[str, tuple[int, int]] = {}
+    with ExitStack() as files:
+        for name, shard in shards.items():
+            header, infos = _header(path, shard, text if len(shards) == 1 else {"format": "pt"})
+            file = files.enter_context(path.with_name(name).open("xb"))
+            size = len(header) + sum(tensor.nbytes for tensor in shard.values())
+            _reserve(path, file.fileno(), size)
+            os.pwrite(file.fileno(), header, 0)
+            for key, info in infos.items():
+                place[key] = file.fileno(), len(header) + info.start
+
+        def put(key: str, start: int, part: Tensor) -> None:
+            descriptor, offset = place[key]
+            data = part.contiguous().view(-1).view(torch.uint8).numpy().data
+            offset += start * part.itemsize
+            while data:
+                written = os.pwrite(descriptor, data, offset)
+                data, offset = data[written:], offset + written
+
+        yield put
+        if len(shards) > 1:
+            _write_index(path, shards, text)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -124,14 +156,29 @@ def _check_space(path: Path, needed: int) -> None:
         raise DiskFull(path, needed, free)
 
 
+def _reserve(path: Path, descriptor: int, size: int) -> None:
+    """Take the room on the disk, where the file system can; find out that there is none."""
+    _check_space(path, size)
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFull(path, size, shutil.disk_usage(path.parent).free) from None
+
+
 def _place(tensor: Tensor, key: str) -> tuple[bool, int, str]:
     """What a tensor is sorted by: those whose bytes are whole lines of the cache first, so that
     they are aligned in the mapped file, then large items, then names."""
     return tensor.nbytes % ALIGNMENT != 0, -tensor.itemsize, key
 
 
-def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
-    """The tensors in the order in which they are stored, cut where a shard would grow too large."""
+def _split(
+    path: Path, tensors: Mapping[str, Tensor], max_bytes: int | None
+) -> dict[str, dict[str, Tensor]]:
+    """File name → its tensors in the order in which they are stored, cut where a shard would grow
+    too large."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for key in sorted(tensors, key=lambda key: _place(tensors[key], key)):
@@ -140,10 +187,32 @@ def _split(tensors: Mapping[str, Tensor], max_bytes: int | None) -> list[dict[st
             size = 0
         shards[-1][key] = tensors[key]
         size += tensors[key].nbytes
-    return shards
+    if len(shards) == 1:
+        return {path.name: shards[0]}
+    return {f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}": shard
+            for number, shard in enumerate(shards, 1)}
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def _write_index(
+    path: Path, shards: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the index of the shards; its name and its hash."""
+    total = sum(tensor.nbytes for shard in shards.values() for tensor in shard.values())
+    index = {
+        "metadata": {**metadata, "total_size": total},
+        "weight_map": {key: name for name, shard in shards.items() for key in shard},
+    }
+    encoded = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+    index_path = path.with_name(path.name + ".index.json")
+    with atomic_file(index_path) as file:
+        file.write(encoded)
+    return {index_path.name: hashlib.sha256(encoded).hexdigest()}
+
+
+def _header(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The header of a file with these tensors in this order, and where their bytes lie after it."""
     infos: dict[str, TensorInfo] = {}
     stop = 0
     for key, tensor in tensors.items():
@@ -156,6 +225,11 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             f"names, shapes and metadata take {len(header):,} bytes, "
             f"more than {MAX_HEADER_BYTES:,}",
         )
+    return header, infos
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    header, _ = _header(path, tensors, metadata)
     digest = hashlib.sha256(header)
     # The hash runs beside the write and the sync.
     with ThreadPoolExecutor(1) as hasher, atomic_file(path) as file:

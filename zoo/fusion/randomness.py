@@ -1,0 +1,40 @@
+"""Random numbers that depend on where they are used and on nothing else.
+
+A number is a hash of seed, tensor and place: whatever the cuts, threads or order of a merge, an
+entry always meets the same one. The hash is the 32-bit "lowbias32" mixer (Wellons 2018,
+https://nullprogram.com/blog/2018/07/31/) with a key before each of its two rounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def random16(stream: tuple[object, ...], offset: int, count: int) -> NDArray[np.uint16]:
+    """Uniform whole numbers in [0, 65536) for elements offset… of a stream, [count].
+
+    stream: what names it, such as (seed, key, member). A stream repeats after 2³³ elements.
+    """
+    text = "\0".join(map(str, stream)).encode()
+    keys = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), np.uint32)
+    first = offset // 2  # each 32-bit number serves two elements
+    x = np.arange(first, (offset + count + 1) // 2, dtype=np.uint64).astype(np.uint32)
+    x ^= keys[0]
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x7FEB352D)
+    x ^= keys[1]
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    start = offset - 2 * first
+    return x.view(np.uint16)[start:start + count]
+
+
+def uniform16(stream: tuple[object, ...], offset: int, count: int) -> Tensor:
+    """The same as multiples of 1/65536 in [0, 1), float32 [count]."""
+    return torch.from_numpy(random16(stream, offset, count).astype(np.float32)).mul_(2.0**-16)
