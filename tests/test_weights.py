@@ -299,3 +299,11 @@ def test_ties_threshold_is_exact() -> None:
 def test_ties_wants_a_density(density: float) -> None:
     with pytest.raises(OptionError, match=r"ties: density is .*, expected a fraction in \(0, 1\]"):
         Case("ties", {"density": density}).merge([state(1)], state(9))
+
+
+def test_an_average_may_be_a_plain_sum() -> None:
+    tensors = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])]
+    summed = average(tensors, key="w", weight=[0.5, 2.0], normalise=False)
+    assert summed.tolist() == [6.5, 11.0]
+    cancelled = average(tensors, key="w", weight=[1.0, -1.0], normalise=False)
+    assert cancelled.tolist() == [-2.0, -3.0]
