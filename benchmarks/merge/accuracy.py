@@ -5,9 +5,9 @@
 ImageNet weights are probed on MNIST at 64 px; from that base, with its head, three members are
 fine-tuned on different thirds of the training images with other seeds and augmentations, once with
 batch norm frozen and once trained. Every strategy merges them, with running statistics pooled and
-re-estimated (and repaired). No choice is made on the test images; strategies that learn get
-validation images of their own. For comparison: the members, the mean of their outputs, and one model
-trained on all thirds for as many steps as one member.
+re-estimated. No choice is made on the test images; strategies that learn get validation images of
+their own. For comparison: the members, the mean of their outputs, and one model trained on all
+thirds for as many steps as one member.
 """
 
 from __future__ import annotations

@@ -92,4 +92,22 @@ SPECS: tuple[FusionSpec, ...] = (
         uses=frozenset({"data", "labels"}),
         symmetric=True,
     ),
+    FusionSpec(
+        name="attention",
+        build="zoo.fusion.features.attention:Attention",
+        summary="Learned queries pool the members' tokens by multihead attention",
+        paper="Lee 2019, arXiv:1810.00825 (PMA)",
+        license=_LICENSE,
+        kind="features",
+        takes="tokens",
+    ),
+    FusionSpec(
+        name="aff",
+        build="zoo.fusion.features.aff:Aff",
+        summary="Attentional feature fusion: channel attention weighs the members' maps",
+        paper="Dai 2021, arXiv:2009.14082",
+        license=_LICENSE,
+        kind="features",
+        takes="maps",
+    ),
 )
