@@ -119,8 +119,8 @@ class FusionSpec(Spec):
         seed, key and offset alone, so that no result depends on order, threads or cuts. With scope
         `"model"` the states are whole, running statistics and integers included; the result has
         at least the keys of `weights`, and running statistics in it are taken as they are.
-    features: `(dims, *, …options) -> nn.Module`, from a list of [B, Dᵢ] to [B, D], with
-        `out_features` D.
+    features: `(dims, *, …options) -> nn.Module` with `out_features` D, from a list with what each
+        member gives (see `takes`) to [B, D].
     outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
         features=None) -> log-probabilities [B, C]`. One that learns has `fit(logits, labels)`
         and a buffer `fitted`, says `uses={"data", "labels"}`, and is fitted once, by
@@ -147,12 +147,13 @@ class FusionSpec(Spec):
         `{option: {value: scope}}` where it depends on an option.
     measure: (weights) `"module:attribute"` of a function with the arguments of `build`, for what
         the strategy must know first of more than it sees at once. It is called for every tensor
-        or slice, and its answers (numbers, small tensors, or what else `+` adds) are added up. `measured`, which both
-        functions may take, is the tuple of the sums so far, one per pass. A new pass begins until
-        it answers None, at most ten times.
+        or slice, and its answers (numbers, small tensors, or what else `+` adds) are added up.
+        `measured`, which both functions may take, is the tuple of the sums so far, one per pass. A
+        new pass begins until it answers None, at most ten times.
     measured_over: (weights) over what the answers are added up: the `"model"`, or each `"tensor"`
         for itself; or a mapping, as with scope.
-    takes: (features) `"vectors"` [B, D], `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
+    takes: (features) `"vectors"` [B, Dᵢ], `"tokens"` [B, Nᵢ, Dᵢ], or `"maps"` [B, Dᵢ, H, W], on
+        one grid for all.
     """
 
     kind_name: ClassVar[str] = "fusion"
