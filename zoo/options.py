@@ -24,7 +24,7 @@ from zoo.specs import Spec
 # Keyword-only arguments that the core fills in itself.
 CORE_ARGUMENTS = frozenset({
     "base", "data", "labels", "module", "graph", "score", "key", "weight", "weights", "offset",
-    "shape", "measured", "depth", "depths", "device", "dtype", "seed", "out",
+    "shape", "measured", "report", "depth", "depths", "device", "dtype", "seed", "out",
     "name", "num_classes", "pretrained", "in_chans", "image_size",
     "criterion", "teachers", "unlabelled", "split",
 })

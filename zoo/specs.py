@@ -109,7 +109,8 @@ class FusionSpec(Spec):
         gives it flat parts, with their `offset` in the tensor and its `shape`, and scope `"model"`
         makes it `(states, *, base, weights, …options) -> state`, `weights` by key. It takes those
         keywords that it needs, and may ask for more: `seed`; `depth`, the place of the tensor's
-        layer from 0 (input) to 1 (output), `depths` by key for a model; and what `uses` and
+        layer from 0 (input) to 1 (output), `depths` by key for a model; `report`, a dict that it
+        may fill with JSON values and that `zoo.fuse` puts into the recipe; and what `uses` and
         `can_use` name. Pure: it changes no input, moves nothing, and draws random numbers from
         seed, key and offset alone, so that no result depends on order, threads or cuts. With scope
         `"model"` the states are whole, running statistics and integers included; the result has

@@ -127,11 +127,13 @@ def fuse(
         _check_models(spec, members, models, base, started_from, has_data=data is not None)
         chosen = _class_names(spec, models, names, counted=classes is None)
         if spec.kind == "weights":
-            fused = fuse_weights(spec, models, started_from, weight, values, seed=seed,
-                                 device=where, data=data, norms=norms)
+            fused, report = fuse_weights(spec, models, started_from, weight, values, seed=seed,
+                                         device=where, data=data, norms=norms)
         else:
-            fused = put_side_by_side(spec, models, chosen, values)
+            fused, report = put_side_by_side(spec, models, chosen, values), {}
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
+        if report:
+            fused.recipe["report"] = report
         fused.to(where)
         if spec.kind == "weights":
             settle_norms(fused, norms, data)
