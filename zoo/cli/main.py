@@ -97,13 +97,18 @@ def show(
     "zoo fuse runs/a runs/b --with average -o fused",
     "zoo fuse lite/efficientnet_lite0 lite/efficientnet_lite1 --with concat --num-classes 10 "
     "--image-size 64 --data train.csv -o fused",
-    "zoo fuse A B --with ties --base C --density 0.2 -o fused"))
+    "zoo fuse A B --with ties --base C --density 0.2 -o fused",
+    "zoo fuse runs/a runs/b --explain"))
 def fuse(
     context: typer.Context,
     members: Annotated[list[str], typer.Argument(help="Names, folders or addresses.")],
     strategy: Annotated[
-        str, typer.Option("--with", help="The strategy; see zoo ls --type fusion.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+        str | None, typer.Option("--with", help="The strategy; see zoo ls --type fusion.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
+    explain: Annotated[bool, typer.Option(
+        "--explain", help="Only say which strategies can fuse these members, and which may work.")
+    ] = False,
     base: Annotated[
         str | None, typer.Option(help="What the members started from.")] = None,
     data: Annotated[str | None, typer.Option(
@@ -123,12 +128,22 @@ def fuse(
         str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
     device: Device = "auto",
     seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Fuse several models into one and save it. Further options are the strategy's own."""
     import zoo
     from zoo.cli.values import split_options, value
     from zoo.registry import find
 
+    if explain:
+        output.plan(zoo.plan(
+            [output.reference(member) for member in members],
+            base=None if base is None else output.reference(base), data=data,
+            pretrained=pretrained, image_size=image_size), json)
+        return
+    if strategy is None or out is None:
+        missing = "--with" if strategy is None else "--out"
+        raise typer.BadParameter(f"Missing option '{missing}'; only --explain does without")
     spec = find(strategy, FusionSpec)
     members, options = split_options([*members, *context.args], spec, zoo.fuse)
     features = spec.kind == "features"
@@ -146,6 +161,49 @@ def fuse(
     if features and not data:
         output.warn("its head is untrained; train it with: "
                     f"zoo transfer {out} --data train.csv --with linear_probe -o trained")
+
+
+@app.command(context_settings=_OPEN, epilog=output.examples(
+    "zoo merge a b --with average -o out",
+    "zoo merge a.safetensors b.safetensors --with ties --base c.safetensors --density 0.2 "
+    "-o out.safetensors",
+    "zoo merge A B --with task_arithmetic --base C --dtype bfloat16 --rounding stochastic -o out"))
+def merge(
+    context: typer.Context,
+    inputs: Annotated[list[str], typer.Argument(
+        help="Safetensors files, indices of shards, folders or addresses.")],
+    strategy: Annotated[
+        str, typer.Option("--with", help="The strategy; see zoo ls --kind weights.")],
+    out: Annotated[Path, typer.Option(
+        "--out", "-o", help="The folder to write, or a file that ends in .safetensors.")],
+    base: Annotated[str | None, typer.Option(help="What the inputs started from.")] = None,
+    weight: Annotated[str | None, typer.Option(
+        help="Of each input: a number, '[1, -0.5]', '[[1, 0], [0, 1]]' along the depth, or "
+             "'{blocks.*: [1, 0], *: 1}'.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
+    rounding: Annotated[
+        str, typer.Option(help="To a narrower dtype: nearest or stochastic.")] = "nearest",
+    shard_size: Annotated[str | None, typer.Option(
+        help="Begin another file at this size: 2GB, 500MB, or bytes.")] = None,
+    hashes: Annotated[
+        bool, typer.Option(help="Record the sha256 of all inputs; reads them twice.")] = False,
+    threads: Annotated[int | None, typer.Option(help="By default one for each core.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Merge files of weights of any architecture into new ones, without building a network.
+    Further options are the strategy's own."""
+    import zoo
+    from zoo.cli.values import size, split_options, value
+    from zoo.registry import find
+
+    inputs, options = split_options([*inputs, *context.args], find(strategy, FusionSpec), zoo.merge)
+    written = zoo.merge(
+        inputs, strategy, out=out, base=base, weight=None if weight is None else value(weight),
+        dtype=dtype, rounding=rounding,  # type: ignore[arg-type]
+        max_shard_bytes=None if shard_size is None else size(shard_size), hashes=hashes,
+        threads=threads, seed=seed, **options)
+    output.merged(written)
 
 
 @app.command(context_settings=_OPEN, epilog=output.examples(

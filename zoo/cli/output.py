@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.specs import AnySpec, described
 
 if TYPE_CHECKING:
+    from zoo.assembly import Plan
     from zoo.discovery import Plugin
     from zoo.evaluation import Evaluation
     from zoo.model import Model
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 # Fields that say something of one kind of fusion only.
-_ONLY_OF = {"scope": "weights", "measure": "weights", "takes": "features"}
+_ONLY_OF = {"scope": "weights", "measure": "weights", "measured_over": "weights",
+            "can_use": "weights", "takes": "features"}
 
 
 def examples(*commands: str) -> str:
@@ -142,6 +144,19 @@ def plugins(found: Sequence[Plugin], json: bool) -> None:
 def wrote(out: Path, made: Model) -> None:
     millions = sum(p.numel() for p in made.parameters()) / 1e6
     print(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
+
+
+def plan(found: Plan, json: bool) -> None:
+    if json:
+        _json(found.as_dict())
+    else:
+        print(found)
+
+
+def merged(out: Path) -> None:
+    files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files) / 1e9
+    print(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
 
 
 def transferred(result: Transferred, out: Path, json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,15 @@ def split_options(
             raise typer.BadParameter(f"{spelling} is given twice")
         options[name] = given
     return plain, options
+
+
+def size(text: str) -> int:
+    """`2GB`, `500MB`, `64KB` or a number, in bytes; 1 KB is 1,000 bytes, 1 KiB is 1,024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no size; write 2GB, 500MB or a number of bytes")
+    step = 1024 if match[3] else 1000
+    return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
 
 
 def attacks(given: Sequence[str]) -> dict[str, dict[str, Any]]:
