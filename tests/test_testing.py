@@ -70,6 +70,49 @@ def test_a_fault_is_found_and_named(
     assert reason in failures()[check]
 
 
+NETWORKS = '''
+import zoo
+
+@zoo.hookimpl
+def zoo_fusions():
+    return [zoo.FusionSpec(
+        name="surest", build="zoo_acme:surest", kind="weights", scope="model", summary="surest",
+        uses={"module", "data", "labels", "score"}, can_use={"base"}, idempotent=True)]
+
+def surest(states, *, weights, module, data, labels, score, base):
+    """The member that the score, the network's and the labels' likelihood together like best."""
+    from torch.func import functional_call
+    from torch.nn.functional import cross_entropy
+
+    def worth(state):
+        pairs = zip(data, labels, strict=True)
+        return score(state) - sum(
+            float(cross_entropy(functional_call(module, state, (batch,)), truth))
+            for batch, truth in pairs)
+
+    return dict(max(states, key=worth))
+'''
+
+
+def test_a_fusion_that_asks_for_more_than_tensors_gets_it(install: Install) -> None:
+    install("acme", NETWORKS)
+    assert failures() == {}
+
+
+@pytest.mark.parametrize(("old", "new", "check"), [
+    ("    def worth", "    states[0]['conv.weight'].zero_()\n    def worth",
+     "inputs_stay_as_they_are"),
+    ("dict(max(states, key=worth))", "{k: v + __import__('torch').rand(v.shape) for k, v in "
+     "states[0].items()}", "same_seed_gives_same_bytes"),
+    ("dict(max(states, key=worth))", "{k: v * 2 for k, v in states[0].items()}",
+     "copies_of_a_model_give_it_back"),
+])
+def test_and_its_faults_are_found(install: Install, old: str, new: str, check: str) -> None:
+    assert old in NETWORKS
+    install("acme", NETWORKS.replace(old, new))
+    assert check in failures()
+
+
 OUTPUTS = '''
 import zoo
 

@@ -46,7 +46,7 @@ def fisher(
             "true", the labels of the data (the empirical Fisher)
         normalise: divide each Fᵢ by its norm over the model, so that no member counts more because
             its gradients are larger
-        floor: least part of the mean entry of Fᵢ that every entry has, 0 or more
+        floor: what every entry of an Fᵢ has at least, as a part of the mean entry, 0 or more
     """
     if floor < 0 or any(min(row) < 0 or max(row) == 0 for row in weights.values()):
         raise OptionError("fisher", "floor and weights must be 0 or more, and one weight above")
@@ -58,14 +58,15 @@ def fisher(
         own = _information(module, state, data, labels if labels_from == "true" else None,
                            expected=labels_from == "expected", seed=seed)
         own = {key: own[key] for key in weights if key in own}
-        mean = sum(float(part.sum()) for part in own.values()) / sum(
-            part.numel() for part in own.values())
-        norm = float(torch.stack([part.square().sum() for part in own.values()]).sum().sqrt())
-        least = max(floor * mean, torch.finfo(torch.float32).tiny)
-        found.append({key: part.clamp(min=least) / (norm if normalise and norm > 0 else 1)
+        norm = torch.cat([part.flatten() for part in own.values()]).norm()
+        found.append({key: part / norm if normalise and norm > 0 else part
                       for key, part in own.items()})
+    entries = sum(part.numel() for own in found for part in own.values())
+    mean = sum(float(part.sum()) for own in found for part in own.values()) / entries
+    least = max(floor * mean, torch.finfo(torch.float32).tiny)
     return {key: _weighted([state[key] for state in states],
-                           [own[key] * share for own, share in zip(found, row, strict=True)])
+                           [own[key].clamp(min=least) * share
+                            for own, share in zip(found, row, strict=True)])
             if key in found[0] else
             average([state[key] for state in states], base=None, key=key, weight=row)
             for key, row in weights.items()}

@@ -96,8 +96,9 @@ def _mixed(
     for key, row in rows.items():
         mean = key.removesuffix(VARIANCE) + MEAN
         if key.endswith(VARIANCE) and mean in mixed:  # what the members' means differ by
-            mixed[key] = mixed[key] + sum(share * (state[mean] - mixed[mean]) ** 2
-                                          for share, state in zip(row.detach(), states, strict=True))
+            mixed[key] = mixed[key] + sum(
+                share * (state[mean] - mixed[mean]) ** 2
+                for share, state in zip(row.detach(), states, strict=True))
     return mixed
 
 

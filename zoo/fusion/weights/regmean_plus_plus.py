@@ -26,11 +26,12 @@ def regmean_plus_plus(
 ) -> dict[str, Tensor]:
     """RegMean block by block: each member's block is fed by the merged blocks before it.
 
-    Blocks are the network's layers by depth, such as timm's `layer1.0` or `blocks.3`: a network
+    Blocks are the network's layers by depth, such as timm's `layer1.0` or `blocks.3`; a network
     whose names tell no depth is one block, and gets what `regmean` gives. As the images are the
-    same for all members, so are a block's inputs, and its first layer gets the members' mean. Takes
-    one pass over the images for each block and member. All else as by `regmean`; of the merged
-    blocks, running statistics are pooled.
+    same for all members, so are a block's inputs, and its first layer gets the members' mean: a
+    network whose blocks are single layers, such as VGG, is averaged. Takes one pass over the images
+    for each block and member. All else as by `regmean`; of the merged blocks, running statistics
+    are pooled.
 
     states: one per member. weights: by key, one number ≥ 0 per member. data: unlabelled images.
     Raises OptionError for a damping outside [0, 1] or a negative weight, DataError without images.
