@@ -104,7 +104,7 @@ def test_coefficients_stay_between_nothing_and_all() -> None:
 
 def test_bad_values_no_images_and_no_base() -> None:
     states, base = [drawn(1), drawn(2)], drawn(3)
-    with pytest.raises(OptionError, match="adamerging: start is 1.5, expected 0 to 1"):
+    with pytest.raises(OptionError, match=r"adamerging: start is 1.5, expected 0 to 1"):
         fused(states, base, start=1.5)
     with pytest.raises(OptionError, match=r"steps is -1 and lr 0.005, expected 0 or more"):
         fused(states, base, steps=-1)

@@ -150,7 +150,7 @@ def test_batch_norm_of_every_candidate_is_settled() -> None:
 
 
 def test_strategies_that_learn_never_see_the_judging_half() -> None:
-    base, one, two = models()
+    _, one, two = models()
     seen: list[int] = []
     import zoo.fusion.weights.regmean as module
 

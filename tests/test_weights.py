@@ -106,7 +106,9 @@ class Network(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3)
         self.bn = nn.BatchNorm2d(8, affine=False)
-        for name, shape in (("in_half", (5, 7)), ("in_double", (4,)), ("scalar", ()), ("none", (0, 4))):
+        shapes: dict[str, tuple[int, ...]] = {
+            "in_half": (5, 7), "in_double": (4,), "scalar": (), "none": (0, 4)}
+        for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
         self.register_buffer("mask", torch.tensor([True, False]))
 

@@ -14,7 +14,7 @@ from zoo.specs import FusionSpec
 
 
 class Network(nn.Module):
-    """A convolution, batch norm and a classifier: images [B, 3, H, W] in, logits [B, classes] out."""
+    """A convolution, batch norm and a classifier: images [B, 3, H, W] to logits [B, classes]."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
