@@ -118,9 +118,10 @@ def test_bad_values_and_missing_labels() -> None:
     with pytest.raises(FusionError, match=r"labels_from is 'true', and the data have no labels. "
                        r"Pass labelled data, or labels_from='sampled'"):
         fused(states(), labels_from="true")
-    with pytest.raises(OptionError, match="floor and weights must be 0 or more, and one weight"):
+    with pytest.raises(OptionError, match=r"fisher: floor is -1.0, expected 0 or more"):
         fused(states(), floor=-1.0)
-    with pytest.raises(OptionError, match="floor and weights must be 0 or more, and one weight"):
+    with pytest.raises(OptionError, match=r"fisher: the weights \(1.0, -1.0\) of 'fc.weight' are "
+                       "no shares"):
         fused(states(), (1.0, -1.0))
     with pytest.raises(DataError, match="no images to measure the Fisher information on"):
         fused(states(), data=[])

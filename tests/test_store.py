@@ -165,6 +165,7 @@ class TestDamage:
         ('{"zoo": {"format": 1, "must_understand": ["pruned"]}}', "needs pruned, which this "
          "version does not know; install a newer fusion-zoo"),
         ('{"zoo": {"format": 1, "requires": ["acme"]}}', "zoo.requires has 'acme'"),
+        ('{"zoo": {"format": 1, "requires": 3}}', "zoo.requires is 3, expected a list"),
         ('{"zoo": {"format": 1}}', r"its model cannot be built \(KeyError: 'model'\)"),
         ('{"architecture": "resnet9000"}', "timm has no architecture 'resnet9000'"),
     ])

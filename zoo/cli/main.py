@@ -54,13 +54,10 @@ def list_(
             if type_ in (None, row.type) and kind in (None, row.kind)]
     if pattern == "*" and type_ is None and not json:
         rows = output.without_catalogue(rows)
-    failed = discovery().failed
-    asked = failed.get(pattern.partition("/")[0].replace("_", "-"))
+    # Of the others that are broken `zoo plugins` tells.
+    asked = discovery().failed.get(pattern.partition("/")[0].replace("_", "-"))
     if asked:
         raise asked
-    for namespace, error in failed.items():
-        if not discovery().found[namespace].error:
-            output.warn(str(error))
     if not rows and not json:
         raise ZooError(f"nothing matches {pattern!r}; see `zoo ls '*'` and `zoo plugins`")
     output.listing(rows, json)
@@ -324,8 +321,9 @@ def run(
 def plugins(json: Json = False) -> None:
     """List the installed plugins: namespace, distribution, version, hooks, error."""
     import zoo
+    from zoo.known import known_plugins
 
-    output.plugins(zoo.plugins(), json)
+    output.plugins(zoo.plugins(), known_plugins(), json)
 
 
 @app.command(epilog=output.examples("zoo check acme", "zoo check timm --name resnet18 --json"))
@@ -341,6 +339,20 @@ def check(
 
     if not output.checked(list(run_checks(namespace, names=name or ())), json):
         raise typer.Exit(1)
+
+
+@app.command(epilog=output.examples("zoo new-plugin acme", "zoo new-plugin acme -o work/acme"))
+def new_plugin(
+    namespace: Annotated[str, typer.Argument(
+        help="What its names begin with: acme, as in acme/gated.")],
+    out: Annotated[Path | None, typer.Option(
+        "--out", "-o", help="The folder to write, by default fusion-zoo-NAMESPACE.")] = None,
+) -> None:
+    """Write a plugin of your own to start from: a fusion of each kind, a network, their tests."""
+    from zoo.names import canonical_namespace
+    from zoo.scaffold import new_plugin
+
+    output.started(new_plugin(namespace, out), canonical_namespace(namespace))
 
 
 @app.callback(invoke_without_command=True)

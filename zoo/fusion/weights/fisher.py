@@ -48,8 +48,9 @@ def fisher(
             its gradients are larger
         floor: what every entry of an Fᵢ has at least, as a part of the mean entry, 0 or more
     """
-    if floor < 0 or any(min(row) < 0 or max(row) == 0 for row in weights.values()):
-        raise OptionError("fisher", "floor and weights must be 0 or more, and one weight above")
+    if floor < 0:
+        raise OptionError("fisher", f"floor is {floor}, expected 0 or more")
+    want_shares("fisher", weights)
     if labels_from == "true" and labels is None:
         raise FusionError("fisher", "labels_from is 'true', and the data have no labels",
                           "Pass labelled data, or labels_from='sampled'")
