@@ -120,7 +120,7 @@ def test_bad_values_and_missing_labels() -> None:
         fused(states(), labels_from="true")
     with pytest.raises(OptionError, match=r"fisher: floor is -1.0, expected 0 or more"):
         fused(states(), floor=-1.0)
-    with pytest.raises(OptionError, match=r"fisher: the weights \(1.0, -1.0\) of 'fc.weight' are "
+    with pytest.raises(OptionError, match=r"fisher: the weights \(1.0, -1.0\) of 'idle' are "
                        "no shares"):
         fused(states(), (1.0, -1.0))
     with pytest.raises(DataError, match="no images to measure the Fisher information on"):

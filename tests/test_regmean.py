@@ -271,7 +271,7 @@ def test_bad_values_and_no_images(strategy: Callable[..., State], name: str) -> 
     states, data = states_of(perceptron), images(40, 6)
     with pytest.raises(OptionError, match=rf"{name[:7]}.*: damping is 1.5, expected a factor in"):
         fused(strategy, perceptron, states, data, damping=1.5)
-    with pytest.raises(OptionError, match="weights must be 0 or more, and one of them above"):
+    with pytest.raises(OptionError, match=r"the weights \(1.0, -1.0, 1.0\) of .* are no shares"):
         fused(strategy, perceptron, states, data, (1.0, -1.0, 1.0))
     with pytest.raises(DataError, match="there are no images to measure the layers' inputs on"):
         fused(strategy, perceptron, states, [])

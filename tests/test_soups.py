@@ -111,7 +111,7 @@ def learned(
             if tensor.is_floating_point() and "running" not in key]
     with torch.no_grad():
         soup = learned_soup(
-            states, weights={key: share or [1.0] * len(states) for key in keys},
+            states, weights={key: tuple(share or [1.0] * len(states)) for key in keys},
             module=Line().eval(), data=data, labels=labels, score=score, report=report, **options)
     return soup, report
 
@@ -155,7 +155,7 @@ def test_a_learned_soup_is_never_worse_than_the_best_member() -> None:
 def test_bad_values() -> None:
     with pytest.raises(OptionError, match=r"learned_soup: epochs is -1 and lr 0.05, expected 0"):
         learned([line(1.0), line(2.0)], epochs=-1)
-    with pytest.raises(OptionError, match="start from the weights, which must be 0 or more"):
+    with pytest.raises(OptionError, match=r"the weights \(1.0, -1.0\) of .* are no shares"):
         learned([line(1.0), line(2.0)], share=[1.0, -1.0])
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import DataError, FusionError, OptionError
+from zoo.fusion.weighting import want_shares
 from zoo.fusion.weights.average import average
 
 State = Mapping[str, Tensor]

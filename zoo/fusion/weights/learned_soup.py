@@ -13,6 +13,7 @@ from torch.nn import functional
 from zoo.errors import OptionError
 from zoo.fusion.candidates import completed, is_statistic, own_keys
 from zoo.fusion.norms import MEAN, VARIANCE
+from zoo.fusion.weighting import want_shares
 
 State = Mapping[str, Tensor]
 
@@ -36,8 +37,8 @@ def learned_soup(
     running statistics are the mixture's. On images that were not learned from, the learned soup
     must score no worse than the best member, which is the result otherwise.
 
-    states: one per member. weights: by key, one number per member: where the shares start, as
-    softmax(log w); none may be negative. report: gets `shares` (their mean over the tensors),
+    states: one per member. weights: by key, one number ≥ 0 per member: where the shares start (those
+    of the first tensor, for one share per model). report: gets `shares` (their mean over the tensors),
     `temperature`, the `scores` of the soup and of each member, and what `won`.
     Raises OptionError for negative weights, epochs or lr.
     Wortsman et al. 2022, arXiv:2203.05482.
@@ -49,13 +50,10 @@ def learned_soup(
     """
     if epochs < 0 or lr < 0:
         raise OptionError("learned_soup", f"epochs is {epochs} and lr {lr}, expected 0 or more")
+    want_shares("learned_soup", weights)
     keys = [key for key in own_keys(module) if states[0][key].is_floating_point()]
     rows = list(weights) if per == "tensor" else [next(iter(weights))]
-    start = torch.tensor([weights[key] for key in rows])  # (R, M)
-    if not bool((start >= 0).all()) or not bool((start.sum(1) > 0).all()):
-        raise OptionError("learned_soup", "shares start from the weights, which must be 0 or more, "
-                          "and above 0 for one member at least")
-    raw = start.log().to(states[0][keys[0]].device)
+    raw = torch.tensor([weights[key] for key in rows], device=states[0][rows[0]].device).log()
     temperature = torch.ones((), device=raw.device)
     row_of = {key: row for row, key in enumerate(rows)}
     with torch.enable_grad():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.errors import OptionError
 from zoo.fusion.grams import input_grams, regressed
+from zoo.fusion.weighting import want_shares
 from zoo.fusion.weights.average import average
 
 State = Mapping[str, Tensor]
@@ -38,18 +39,15 @@ def regmean(
         damping: factor on the off-diagonal entries of Gᵢ, in [0, 1]; 0.9 to 0.95 is usual, and 1
             takes many images
     """
-    want_damping("regmean", damping, weights)
+    want_damping("regmean", damping)
+    want_shares("regmean", weights)
     fused = {key: average([state[key] for state in states], base=None, key=key, weight=row)
              for key, row in weights.items()}
     grams = [input_grams(module, state, weights, data) for state in states]
     return {**fused, **regressed(fused, states, grams, weights, damping)}
 
 
-def want_damping(
-    strategy: str, damping: float, weights: Mapping[str, Sequence[float]]
-) -> None:
-    """Raises OptionError for a damping outside [0, 1], and for weights of no mixture."""
+def want_damping(strategy: str, damping: float) -> None:
+    """Raises OptionError for a damping outside [0, 1]."""
     if not 0 <= damping <= 1:
         raise OptionError(strategy, f"damping is {damping}, expected a factor in [0, 1]")
-    if any(min(row) < 0 or max(row) == 0 for row in weights.values()):
-        raise OptionError(strategy, "weights must be 0 or more, and one of them above")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.fusion.candidates import completed
 from zoo.fusion.depth import depths
 from zoo.fusion.grams import input_grams, regressed
+from zoo.fusion.weighting import want_shares
 from zoo.fusion.weights.average import average
 from zoo.fusion.weights.regmean import want_damping
 
@@ -41,7 +42,8 @@ def regmean_plus_plus(
         damping: factor on the off-diagonal entries of a Gram matrix, in [0, 1]; 0.95 in the paper's
             experiments
     """
-    want_damping("regmean++", damping, weights)
+    want_damping("regmean++", damping)
+    want_shares("regmean++", weights)
     fused = {key: average([state[key] for state in states], base=None, key=key, weight=row)
              for key, row in weights.items()}
     depth_of = depths(states[0])
