@@ -95,6 +95,7 @@ def show(
     "zoo fuse lite/efficientnet_lite0 lite/efficientnet_lite1 --with concat --num-classes 10 "
     "--image-size 64 --data train.csv -o fused",
     "zoo fuse A B --with ties --base C --density 0.2 -o fused",
+    "zoo fuse A B --with task_arithmetic --base C --data val.csv --search scale=0.3..1.5 -o fused",
     "zoo fuse runs/a runs/b --explain"))
 def fuse(
     context: typer.Context,
@@ -116,6 +117,9 @@ def fuse(
              "'{layer4.*: [1, 0], *: 1}'.")] = None,
     norms: Annotated[str, typer.Option(
         help="Batch norm after a fusion of weights: auto, pooled or reestimated.")] = "auto",
+    search: Annotated[list[str] | None, typer.Option(
+        help="For a fusion of weights, an option to find on the data: scale=0.3..1.5 or "
+             "'density=[0.1, 0.2]'; may be repeated.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of a new head.")] = None,
     image_size: ImageSize = None,
     pretrained: Annotated[
@@ -129,7 +133,7 @@ def fuse(
 ) -> None:
     """Fuse several models into one and save it. Further options are the strategy's own."""
     import zoo
-    from zoo.cli.values import split_options, value
+    from zoo.cli.values import searched, split_options, value
     from zoo.registry import find
 
     if explain:
@@ -149,6 +153,7 @@ def fuse(
         [output.reference(member) for member in members], strategy,
         base=None if base is None else output.reference(base), data=None if features else data,
         weight=None if weight is None else value(weight), norms=norms,  # type: ignore[arg-type]
+        search=searched(search) if search else None,
         num_classes=None if classes else num_classes, classes=classes, pretrained=pretrained,
         image_size=image_size, device=device, dtype=dtype, seed=seed, **options)
     if features and data:
