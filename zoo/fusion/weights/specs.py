@@ -116,4 +116,10 @@ WEIGHTS: tuple[FusionSpec, ...] = (
     _spec("adamerging", "Task arithmetic with coefficients of least entropy on unlabelled images",
           "Yang 2024, arXiv:2310.02575", scope="model", members=(1, None),
           uses={"base", "module", "data"}, symmetric=True),
+    _spec("rebasin", "Permute units until they correspond, then average: for other starts",
+          "Ainsworth 2023, arXiv:2209.04836", scope="model", uses={"graph"},
+          can_use={"module", "data"}, idempotent=True),
+    _spec("repair", "Mean of weights; activations get the members' statistics again",
+          "Jordan 2023, arXiv:2211.08403", scope="model", uses={"module", "data"},
+          symmetric=True),
 )
