@@ -37,9 +37,9 @@ def learned_soup(
     running statistics are the mixture's. On images that were not learned from, the learned soup
     must score no worse than the best member, which is the result otherwise.
 
-    states: one per member. weights: by key, one number ≥ 0 per member: where the shares start (those
-    of the first tensor, for one share per model). report: gets `shares` (their mean over the tensors),
-    `temperature`, the `scores` of the soup and of each member, and what `won`.
+    states: one per member. weights: by key, one number ≥ 0 per member: where the shares start
+    (those of the first tensor, for one share per model). report: gets `shares` (their mean over
+    the tensors), `temperature`, the `scores` of the soup and of each member, and what `won`.
     Raises OptionError for negative weights, epochs or lr.
     Wortsman et al. 2022, arXiv:2203.05482.
 
