@@ -117,7 +117,8 @@ class TestBackbone:
 
 
 class TestEveryFusion:
-    @pytest.mark.parametrize("strategy", ["average", "ties", "concat", "gated", "mean", "weighted"])
+    @pytest.mark.parametrize("strategy", ["average", "ties", "concat", "gated", "attention", "aff",
+                                          "mean", "weighted"])
     def test_members_are_copied_and_never_changed(self, strategy: str) -> None:
         members = [build("test_resnet", seed=seed).train() for seed in (1, 2)]
         members[0].requires_grad_(False)
@@ -139,7 +140,7 @@ class TestEveryFusion:
             assert (model.recipe, model.classes, model.describe()) == (recipe, classes, told)
         assert not any(module.training for module in fused.modules())
 
-    @pytest.mark.parametrize("strategy", ["average", "concat", "gated", "mean"])
+    @pytest.mark.parametrize("strategy", ["average", "concat", "gated", "attention", "aff", "mean"])
     def test_one_seed_gives_the_same_bytes_also_from_names(self, strategy: str) -> None:
         one, other = (quietly(["test_resnet", "test_resnet"], strategy, pretrained=False, seed=5,
                               image_size=32, num_classes=1000, device="cpu") for _ in range(2))
@@ -348,17 +349,6 @@ class TestFeatures:
         outer = zoo.fuse([inner, build("test_convnext")], "gated")
         with torch.no_grad():
             assert torch.equal(next(outer.each_member()).features(images()), inner.embed(images()))
-
-    def test_a_strategy_for_maps_is_refused(self, install: Callable[..., Path]) -> None:
-        install("acme", """
-import zoo
-@zoo.hookimpl
-def zoo_fusions():
-    return [zoo.FusionSpec(name="aff", build="zoo.fusion.features.concat:Concat",
-                           kind="features", takes="maps")]
-""")
-        with pytest.raises(FusionError, match="it takes maps, and members give pooled features"):
-            zoo.fuse([build(), build()], "acme/aff")
 
 
 class TestOutputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,14 @@ Install = Callable[..., Path]
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is installed beside the core."""
     discovery.reset()
     with monkeypatch.context() as path:
         path.setattr(sys, "path", [])
         assert set(discovery.discovery().found) == set(discovery.CORE)
+    yield
+    discovery.reset()
 
 
 def test_our_own_plugins_are_known_and_reserved() -> None:

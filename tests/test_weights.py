@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import FusionError, OptionError
+from zoo.fusion import stream
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
+from zoo.fusion.stream import accepting
+from zoo.fusion.weights import task_vectors
 from zoo.fusion.weights.average import average
 from zoo.fusion.weights.task_arithmetic import task_arithmetic
 from zoo.fusion.weights.ties import ties
@@ -28,11 +31,11 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A strategy with options; `copies_give_it_back` where they make it idempotent."""
+    """A strategy with options; `copies_give_it_back` where they make it idempotent or not."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    copies_give_it_back: bool = False
+    copies_give_it_back: bool | None = None
 
     @property
     def spec(self) -> FusionSpec:
@@ -76,6 +79,43 @@ CASES = [
     Case("learned_soup", {"per": "tensor", "lr": 0.3}),
     Case("adamerging", {"steps": 5}),
     Case("adamerging", {"steps": 5, "per": "model"}),
+    Case("ties", {"election": "count"}),
+    Case("slerp"),
+    Case("slerp", {"t": 0.3, "convention": "mergekit"}),
+    Case("nuslerp"),
+    Case("nuslerp", {"over": "rows"}),
+    Case("multislerp"),
+    Case("multislerp", {"normalise": False}, False),
+    Case("karcher"),
+    Case("model_stock"),
+    Case("model_stock", {"over": "rows", "convention": "mergekit"}),
+    Case("dare_linear"),
+    Case("dare_linear", {"convention": "mergekit", "density": 0.3}),
+    Case("dare_linear", {"density": 1.0, "normalise": True}, True),
+    Case("dare_ties"),
+    Case("dare_ties", {"convention": "mergekit", "rescale": False}),
+    Case("dare_ties", {"density": 1.0}, True),
+    Case("della_linear"),
+    Case("della_linear", {"convention": "mergekit", "density": 0.3}),
+    Case("della"),
+    Case("della", {"ranks": "binned", "convention": "mergekit", "normalise": False}),
+    Case("della", {"density": 1.0}, True),
+    Case("breadcrumbs", {"density": 0.5, "gamma": 0.2}),
+    Case("breadcrumbs"),
+    Case("breadcrumbs_ties"),
+    Case("breadcrumbs_ties", {"density": 1.0, "normalise": True}, True),
+    Case("sce"),
+    Case("sce", {"select_topk": 1.0}, True),
+    Case("sce", {"convention": "mergekit"}),
+    Case("pcb"),
+    Case("consensus"),
+    Case("consensus", {"agree": 0}),
+    Case("magmax"),
+    Case("lines"),
+    Case("swa"),
+    Case("swa", {"start": 1, "every": 2}),
+    Case("ema"),
+    Case("ema", {"decay": 0.5}),
 ]
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.options}")
 
@@ -172,20 +212,33 @@ def test_same_input_same_bytes(case: Case) -> None:
 def test_order_of_members_and_keys(case: Case) -> None:
     states, base = [state(seed) for seed in range(case.members)], state(9)
     result = case.merge(states, base)
-    if not case.spec.symmetric:
-        return
-    turned = case.merge(states[::-1], base)
-    turned["bn.num_batches_tracked"] = result["bn.num_batches_tracked"]  # the first member's
-    close(turned, result)
+    if case.spec.symmetric:
+        turned = case.merge(states[::-1], base)
+        turned["bn.num_batches_tracked"] = result["bn.num_batches_tracked"]  # the first member's
+        close(turned, result)
     by_key = [dict(sorted(one.items())) for one in states]
     close(case.merge(by_key, base), dict(sorted(result.items())))
+
+
+@all_cases
+def test_cuts_and_threads_do_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, base = [state(seed) for seed in range(case.members)], state(9)
+    whole = case.merge(states, base, seed=3)
+    monkeypatch.setattr(stream, "_SMALL", 0)
+    monkeypatch.setattr(task_vectors, "SMALL", 0)  # what a merge sees whole is not measured
+    for piece, threads in ((16, 3), (100, 2)):
+        monkeypatch.setattr(stream, "PIECE", piece)
+        monkeypatch.setattr(stream, "MEASURED_PIECE", 2 * piece)
+        monkeypatch.setattr(stream, "cores", lambda threads=threads: threads)
+        close(case.merge(states, base, seed=3), whole)
 
 
 @all_cases
 def test_copies_of_a_model(case: Case) -> None:
     copies, base = [state(1) for _ in range(case.members)], state(9)
     result = case.merge(copies, base)
-    if case.copies_give_it_back or case.spec.idempotent:
+    expected = case.copies_give_it_back
+    if case.spec.idempotent if expected is None else expected:
         close(result, state(1))
     else:
         assert not torch.allclose(result["conv.weight"], copies[0]["conv.weight"], atol=1e-3)
@@ -266,7 +319,7 @@ def test_half_precision_inputs_are_widened_before_any_arithmetic(name: str) -> N
     generator = torch.Generator().manual_seed(0)
     base, *tensors = (torch.randn(5, 10, generator=generator).bfloat16() for _ in range(4))
     tensors = tensors[:WEIGHTS[name].members[1]]
-    merge = partial(load(WEIGHTS[name]), key="k", weight=[0.3] * len(tensors))
+    merge = partial(accepting(load(WEIGHTS[name])), key="k", weight=[0.3] * len(tensors))
     wide = merge([tensor.float() for tensor in tensors], base=base.float())
     assert torch.equal(merge(tensors, base=base), wide)
 
@@ -355,3 +408,11 @@ def test_ties_threshold_is_exact() -> None:
 def test_ties_wants_a_density(density: float) -> None:
     with pytest.raises(OptionError, match=r"ties: density is .*, expected a fraction in \(0, 1\]"):
         Case("ties", {"density": density}).merge([state(1)], state(9))
+
+
+def test_an_average_may_be_a_plain_sum() -> None:
+    tensors = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])]
+    summed = average(tensors, key="w", weight=[0.5, 2.0], normalise=False)
+    assert summed.tolist() == [6.5, 11.0]
+    cancelled = average(tensors, key="w", weight=[1.0, -1.0], normalise=False)
+    assert cancelled.tolist() == [-2.0, -3.0]

@@ -169,15 +169,18 @@ def fuse(
     "zoo merge a b --with average -o out",
     "zoo merge a.safetensors b.safetensors --with ties --base c.safetensors --density 0.2 "
     "-o out.safetensors",
-    "zoo merge A B --with task_arithmetic --base C --dtype bfloat16 --rounding stochastic -o out"))
+    "zoo merge A B --with task_arithmetic --base C --dtype bfloat16 --rounding stochastic -o out",
+    "zoo merge --config mergekit.yml -o out"))
 def merge(
     context: typer.Context,
-    inputs: Annotated[list[str], typer.Argument(
-        help="Safetensors files, indices of shards, folders or addresses.")],
-    strategy: Annotated[
-        str, typer.Option("--with", help="The strategy; see zoo ls --kind weights.")],
     out: Annotated[Path, typer.Option(
         "--out", "-o", help="The folder to write, or a file that ends in .safetensors.")],
+    inputs: Annotated[list[str] | None, typer.Argument(
+        help="Safetensors files, indices of shards, folders or addresses.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--with", help="The strategy; see zoo ls --kind weights.")] = None,
+    config: Annotated[Path | None, typer.Option(
+        help="Inputs, strategy and its options from mergekit's YAML.")] = None,
     base: Annotated[str | None, typer.Option(help="What the inputs started from.")] = None,
     weight: Annotated[str | None, typer.Option(
         help="Of each input: a number, '[1, -0.5]', '[[1, 0], [0, 1]]' along the depth, or "
@@ -199,12 +202,28 @@ def merge(
     from zoo.cli.values import size, split_options, value
     from zoo.registry import find
 
-    inputs, options = split_options([*inputs, *context.args], find(strategy, FusionSpec), zoo.merge)
+    given: dict[str, Any] = {
+        name: told for name, told in (
+            ("base", base), ("weight", None if weight is None else value(weight)),
+            ("dtype", dtype)) if told is not None}
+    if config is not None:
+        from zoo.merge_files.mergekit import read_mergekit
+
+        if inputs or strategy or context.args:
+            raise typer.BadParameter("it names inputs, strategy and options; leave them out",
+                                     param_hint="--config")
+        given = read_mergekit(config) | given
+    elif strategy is None:
+        raise typer.BadParameter("Missing option '--with'; only --config does without")
+    else:
+        spec = find(strategy, FusionSpec)
+        places, options = split_options([*(inputs or ()), *context.args], spec, zoo.merge)
+        given |= {"inputs": places, "strategy": strategy, **options}
     written = zoo.merge(
-        inputs, strategy, out=out, base=base, weight=None if weight is None else value(weight),
-        dtype=dtype, rounding=rounding,  # type: ignore[arg-type]
+        given.pop("inputs"), given.pop("strategy"), out=out,
+        rounding=rounding,  # type: ignore[arg-type]
         max_shard_bytes=None if shard_size is None else size(shard_size), hashes=hashes,
-        threads=threads, seed=seed, **options)
+        threads=threads, seed=seed, **given)
     output.merged(written)
 
 

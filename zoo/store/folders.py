@@ -33,7 +33,8 @@ from zoo.store.timm_layout import from_config, hub_folder, timm_config
 from zoo.tensors import ALIGNMENT, atomic_folder, current_folder, load_tensors, save_tensors
 
 FORMAT = 1
-UNDERSTOOD: frozenset[str] = frozenset()
+# "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
+UNDERSTOOD: frozenset[str] = frozenset({"gives"})
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -61,7 +62,7 @@ def save(
     described = {
         "format": FORMAT,
         "requires": [] if timm else _requirements(model),
-        "must_understand": [],
+        "must_understand": ["gives"] if model.unpooled else [],
         "model": model.describe(),
     }
     with atomic_folder(folder, _is_only_a_model) as fresh:

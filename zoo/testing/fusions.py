@@ -28,7 +28,9 @@ _TOLERANCE = 1e-5
 
 def fused_models_save_and_load(spec: FusionSpec) -> None:
     """A fused model has equal logits after zoo.save and zoo.load."""
-    members = _members(count(spec))
+    # Of features, those of members whose images, and so whose tokens and maps, differ in size.
+    sides = (8, 12, 8) if spec.kind == "features" else (8,)
+    members = _members(count(spec), sides)
     started = members.pop() if "base" in spec.uses and len(members) > 1 else _members(1)[0]
     base = started if "base" in spec.uses else None
     while len(members) < spec.members[0]:
@@ -37,8 +39,9 @@ def fused_models_save_and_load(spec: FusionSpec) -> None:
 
 
 def output_has_the_promised_shape(spec: FusionSpec) -> None:
-    """A fuser of features gives [B, out_features] for members of different sizes."""
-    fuser = _feature_fuser(spec)
+    """A fuser of features gives [B, out_features] for members of different sizes: pooled features
+    and tokens differ in D, tokens in number too, maps are of one height and width."""
+    fuser = _feature_fuser(spec).eval()
     for batch in (1, 2, 7):
         out = fuser(_features(spec, batch))
         assert out.shape == (batch, fuser.out_features), (
@@ -50,7 +53,9 @@ def gradients_reach_everything(spec: FusionSpec) -> None:
     """A loss on the output reaches every member's features and every parameter."""
     fuser = _feature_fuser(spec).train()
     features = [part.requires_grad_() for part in _features(spec, 8)]
-    fuser(features).square().sum().backward()
+    out = fuser(features)
+    # Not the sum of squares, which is the same for whatever a last layer norm gives.
+    (out * torch.linspace(-1, 1, out.shape[1])).square().sum().backward()
     for number, part in enumerate(features):
         assert part.grad is not None, (
             f"no gradient reaches the features of member {number + 1} of {spec.name}; use those of "
@@ -61,6 +66,18 @@ def gradients_reach_everything(spec: FusionSpec) -> None:
         assert parameter.grad is not None, (
             f"no gradient reaches the parameter {name!r} of {spec.name}; use it in forward, or "
             "register it as a buffer")
+
+
+def images_do_not_mix(spec: FusionSpec) -> None:
+    """In evaluation, what a fuser of features gives for an image depends on that image alone."""
+    fuser = _feature_fuser(spec).eval()
+    features = _features(spec, 4)
+    with torch.no_grad():
+        alone = fuser([part[:1] for part in features])
+        among = fuser(features)[:1]
+    assert torch.allclose(alone, among, atol=_TOLERANCE), (
+        f"{spec.name} answers differently for an image alone and among others; normalise by image, "
+        "or keep running statistics for evaluation")
 
 
 def same_seed_builds_the_same_fuser(spec: FusionSpec) -> None:
@@ -181,9 +198,9 @@ def count(spec: FusionSpec) -> int:
     return min(max(3, fewest), most or 3)
 
 
-def _members(count: int) -> list[Model]:
-    return [backbone("zoo/mnist_cnn", num_classes=_CLASSES, image_size=8, seed=seed, device="cpu")
-            for seed in range(count)]
+def _members(count: int, sides: Sequence[int] = (8,)) -> list[Model]:
+    return [backbone("zoo/mnist_cnn", num_classes=_CLASSES, image_size=sides[seed % len(sides)],
+                     seed=seed, device="cpu") for seed in range(count)]
 
 
 def _data(spec: FusionSpec) -> Any:
@@ -233,9 +250,10 @@ def _output_fuser(spec: FusionSpec, options: Mapping[str, Any] | None = None) ->
 
 def _features(spec: FusionSpec, batch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(batch)
-    shape = {"vectors": (), "tokens": (6,), "maps": ()}[spec.takes]
-    after = (3, 3) if spec.takes == "maps" else ()
-    return [torch.randn(batch, *shape, dim, *after, generator=generator) for dim in _DIMS]
+    before: Sequence[tuple[int, ...]] = ((6,), (1,), (4,)) if spec.takes == "tokens" else ((),) * 3
+    after = (3, 2) if spec.takes == "maps" else ()
+    return [torch.randn(batch, *count, dim, *after, generator=generator)
+            for count, dim in zip(before, _DIMS, strict=True)]
 
 
 def _logits(batch: int) -> Tensor:
@@ -251,7 +269,8 @@ def _module_and_inputs(
 
 
 FEATURES: Sequence[Callable[[FusionSpec], None]] = (
-    output_has_the_promised_shape, gradients_reach_everything, same_seed_builds_the_same_fuser,
+    output_has_the_promised_shape, gradients_reach_everything, images_do_not_mix,
+    same_seed_builds_the_same_fuser,
     inputs_stay_as_they_are, every_device_of_the_machine_works, compiles_and_autocasts,
     fused_models_save_and_load, errors_name_option_and_value,
 )

@@ -30,7 +30,7 @@ class Batch:
 
     labels: [B], the model's own class numbers.
     images: [B, C, H, W] on [0, 1]; None when the trunk is frozen and `features` are given instead.
-    features: one [B, Dᵢ] per member.
+    features: what each member gives: [B, Dᵢ], tokens [B, Nᵢ, Dᵢ] or maps [B, Cᵢ, H, W].
     unlabelled: target images, for methods that use them.
     taught: one entry per teacher.
     progress: the share of the whole training that is done, in [0, 1).
@@ -51,8 +51,9 @@ class Objective(nn.Module):
     that a subclass brings, and calls the objective itself, so that it can be wrapped for
     distributed training.
 
-    trunk: whether the members' networks train, or only what comes after their pooled features;
-        a frozen trunk is run once over the data, not in every epoch.
+    trunk: whether the members' networks train, or only what comes after their features; a
+        frozen trunk is run once over the data, where there is room for what it gives, not in every
+        epoch.
     norms: what batch norm does while the trunk trains: `"frozen"` keeps the statistics, `"auto"`
         keeps those of pretrained members.
     """
