@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import FusionError, OptionError
 from zoo.fusion import stream
+from zoo.fusion.align import trace
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
 from zoo.fusion.stream import accepting
@@ -79,6 +80,8 @@ CASES = [
     Case("learned_soup", {"per": "tensor", "lr": 0.3}),
     Case("adamerging", {"steps": 5}),
     Case("adamerging", {"steps": 5, "per": "model"}),
+    Case("ot_fusion"),
+    Case("zipit", {}, True),
     Case("ties", {"election": "count"}),
     Case("slerp"),
     Case("slerp", {"t": 0.3, "convention": "mergekit"}),
@@ -154,10 +157,11 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.bn(self.conv(images)).relu().mean((2, 3))  # (B, 8)
-        last = (features[:, :4] @ self.in_double.float())[:, None] * torch.linspace(-1, 1, 7)
-        return features[:, :5] @ self.in_half * self.scalar + last
+        last = (features[:, :4] @ self.in_double.to(features))[:, None] * torch.linspace(-1, 1, 7)
+        return features[:, :5] @ self.in_half.to(features) * self.scalar + last
 
 
+@cache
 def given() -> dict[str, Any]:
     """What some strategies ask for: the network, images, labels, and a score of whole states."""
     net = Network().eval()
@@ -170,7 +174,10 @@ def given() -> dict[str, Any]:
         logits = torch.cat([judge(batch) for batch in images])
         return -float(nn.functional.cross_entropy(logits, labels.flatten()))
 
-    return {"module": net, "data": images, "labels": labels, "score": score}
+    full = Network().eval()
+    del full.none  # a trace wants tensors with something in them
+    return {"module": net, "data": images, "labels": labels, "score": score,
+            "graph": trace(full, images[0])}
 
 
 def close(one: State, other: State) -> None:
@@ -317,7 +324,8 @@ def test_task_arithmetic_adds_and_forgets() -> None:
 @pytest.mark.parametrize("name", [name for name in WEIGHTS if WEIGHTS[name].scope != "model"])
 def test_half_precision_inputs_are_widened_before_any_arithmetic(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    base, *tensors = (torch.randn(5, 10, generator=generator).bfloat16() for _ in range(4))
+    shape = (5, 10) if WEIGHTS[name].scope == "tensor" else (50,)
+    base, *tensors = (torch.randn(shape, generator=generator).bfloat16() for _ in range(4))
     tensors = tensors[:WEIGHTS[name].members[1]]
     merge = partial(accepting(load(WEIGHTS[name])), key="k", weight=[0.3] * len(tensors))
     wide = merge([tensor.float() for tensor in tensors], base=base.float())
