@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import FusionError, OptionError
 from zoo.fusion import stream
-from zoo.fusion.align import trace
+from zoo.fusion.align import Graph, trace
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
 from zoo.fusion.stream import accepting
@@ -62,26 +62,6 @@ CASES = [
     Case("ties", {"normalise": False, "scale": 0.3}),
     Case("ties", {"density": 1.0}, True),
     Case("ties", {"density": 1.0, "convention": "mergekit"}, True),
-    Case("tsv_m"),
-    Case("tsv_m", {"rank": 1.0, "scale": 0.5}),
-    Case("iso_c"),
-    Case("iso_cts"),
-    Case("iso_cts", {"common": 0.3}),
-    Case("wudi", {"steps": 20}),
-    Case("emr"),
-    Case("emr", {"task": 2}),
-    Case("fisher"),
-    Case("fisher", {"labels_from": "expected", "normalise": False}),
-    Case("fisher", {"labels_from": "true"}),
-    Case("regmean"),
-    Case("regmean++"),
-    Case("greedy_soup"),
-    Case("learned_soup"),
-    Case("learned_soup", {"per": "tensor", "lr": 0.3}),
-    Case("adamerging", {"steps": 5}),
-    Case("adamerging", {"steps": 5, "per": "model"}),
-    Case("ot_fusion"),
-    Case("zipit", {}, True),
     Case("ties", {"election": "count"}),
     Case("slerp"),
     Case("slerp", {"t": 0.3, "convention": "mergekit"}),
@@ -119,6 +99,26 @@ CASES = [
     Case("swa", {"start": 1, "every": 2}),
     Case("ema"),
     Case("ema", {"decay": 0.5}),
+    Case("tsv_m"),
+    Case("tsv_m", {"rank": 1.0, "scale": 0.5}),
+    Case("iso_c"),
+    Case("iso_cts"),
+    Case("iso_cts", {"common": 0.3}),
+    Case("wudi", {"steps": 20}),
+    Case("emr"),
+    Case("emr", {"task": 2}),
+    Case("fisher"),
+    Case("fisher", {"labels_from": "expected", "normalise": False}),
+    Case("fisher", {"labels_from": "true"}),
+    Case("regmean"),
+    Case("regmean++"),
+    Case("greedy_soup"),
+    Case("learned_soup"),
+    Case("learned_soup", {"per": "tensor", "lr": 0.3}),
+    Case("adamerging", {"steps": 5}),
+    Case("adamerging", {"steps": 5, "per": "model"}),
+    Case("ot_fusion"),
+    Case("zipit", {}, True),
 ]
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.options}")
 
@@ -161,7 +161,6 @@ class Network(nn.Module):
         return features[:, :5] @ self.in_half.to(features) * self.scalar + last
 
 
-@cache
 def given() -> dict[str, Any]:
     """What some strategies ask for: the network, images, labels, and a score of whole states."""
     net = Network().eval()
@@ -174,10 +173,14 @@ def given() -> dict[str, Any]:
         logits = torch.cat([judge(batch) for batch in images])
         return -float(nn.functional.cross_entropy(logits, labels.flatten()))
 
-    full = Network().eval()
-    del full.none  # a trace wants tensors with something in them
-    return {"module": net, "data": images, "labels": labels, "score": score,
-            "graph": trace(full, images[0])}
+    return {"module": net, "data": images, "labels": labels, "score": score, "graph": graph()}
+
+
+@cache
+def graph() -> Graph:
+    net = Network().eval()
+    del net.none  # a trace wants tensors with something in them
+    return trace(net, torch.randn(2, 3, 5, 5))
 
 
 def close(one: State, other: State) -> None:
@@ -335,8 +338,9 @@ def test_half_precision_inputs_are_widened_before_any_arithmetic(name: str) -> N
 @pytest.mark.parametrize("name", [name for name in WEIGHTS if "base" in WEIGHTS[name].uses
                                   and WEIGHTS[name].scope != "model"])
 def test_a_missing_base_is_asked_for(name: str) -> None:
+    count = WEIGHTS[name].members[1] or 2
     with pytest.raises(FusionError, match=r"from a base model, and none is given. Pass base="):
-        load(WEIGHTS[name])([torch.ones(1)], base=None, key="k", weight=[1.0])
+        load(WEIGHTS[name])([torch.ones(1)] * count, base=None, key="k", weight=[1.0] * count)
 
 
 def reference_ties(

@@ -114,12 +114,13 @@ class FusionSpec(Spec):
         same, cut between rows only (one index of the first axis each; a vector is one row); scope
         `"model"` makes it `(states, *, base, weights, …options) -> state`, `weights` by key. It
         takes those keywords that it needs, and may ask for more: `seed`; `depth`, the place of the
-        tensor's layer from 0 (input) to 1 (output), `depths` by key for a model; `report`, a dict
-        that it may fill with JSON values, for the recipe of `zoo.fuse`; and what `uses` and
-        `can_use` name. Pure: it changes no input, moves nothing, and draws random numbers from
-        seed, key and offset alone, so that no result depends on order, threads or cuts. With scope
-        `"model"` the states are whole, running statistics and integers included; the result has
-        at least the keys of `weights`, and running statistics in it are taken as they are.
+        tensor's layer from 0 (input) to 1 (output), `depths` by key for a model;
+        `report`, a dict that it may fill with JSON values and that `zoo.fuse` puts into the recipe;
+        and what `uses` and `can_use` name. Pure: it changes no input, moves nothing, and draws
+        random numbers from seed, key and offset alone, so that no result depends on order, threads
+        or cuts. With scope `"model"` the states are whole, running statistics and integers
+        included; the result has at least the keys of `weights`, and running statistics in it are
+        taken as they are.
     features: `(dims, *, …options) -> nn.Module` with `out_features` D, from a list with what each
         member gives (see `takes`) to [B, D].
     outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
