@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from zoo.errors import OptionError
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
 from zoo.fusion.spectra import polar, singular
+from zoo.fusion.stream import Merge, run
 from zoo.fusion.weights.emr import emr
 from zoo.fusion.weights.iso_c import iso_c
 from zoo.fusion.weights.iso_cts import iso_cts
@@ -153,6 +155,9 @@ def test_iso_c_has_one_singular_value() -> None:
 def test_iso_cts_shares_out_what_there_is(shape: tuple[int, ...], common: float) -> None:
     values = torch.linalg.svdvals(merged(iso_cts, members(shape), common=common))
     torch.testing.assert_close(values, values[0].expand(len(values)))
+    if common == 1:
+        torch.testing.assert_close(merged(iso_cts, members(shape), common=1.0),
+                                   merged(iso_c, members(shape)))
     with pytest.raises(OptionError, match=r"iso_cts: common is 1.5, expected a fraction in"):
         merged(iso_cts, members(shape), common=1.5)
 
@@ -243,18 +248,22 @@ def test_emr_against_a_plain_reference(task: int | None) -> None:
                                rtol=1e-5, atol=1e-6)
 
 
-def test_emr_scales_over_the_model_whatever_the_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoo.fusion import stream
-
+def test_emr_scales_over_the_model_whatever_the_cuts() -> None:
     spec = next(spec for spec in SPECS if spec.name == "emr")
     base = {"a": drawn(40, 50, seed=9)}
     states = [{"a": base["a"] + drawn(40, 50, seed=seed)} for seed in range(3)]
-    merge = partial(merge_states, states, emr, spec=spec, base=base,
-                    options=checked(spec, {"task": 2}))
-    whole = merge()
-    monkeypatch.setattr(stream, "PIECE", 77)
-    monkeypatch.setattr(stream, "MEASURED_PIECE", 99)
-    torch.testing.assert_close(merge()["a"], whole["a"])
+    merge = Merge(emr, spec, states, base, {"a": [1.0] * 3}, checked(spec, {"task": 2}))
+
+    def result(merge: Merge) -> Tensor:
+        found = torch.empty(2000)
+
+        def write(key: str, start: int, part: Tensor) -> None:
+            found[start:start + len(part)] = part
+
+        run(merge, write)
+        return found
+
+    torch.testing.assert_close(result(replace(merge, piece=77, measured_piece=99)), result(merge))
 
 
 def test_emr_names_a_member() -> None:

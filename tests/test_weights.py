@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.errors import FusionError, OptionError
 from zoo.fusion import stream
+from zoo.fusion.align import Graph, trace
 from zoo.fusion.merging import merge_states
 from zoo.fusion.specs import SPECS
 from zoo.fusion.stream import accepting
@@ -117,6 +118,8 @@ CASES = [
     Case("learned_soup", {"per": "tensor", "lr": 0.3}),
     Case("adamerging", {"steps": 5}),
     Case("adamerging", {"steps": 5, "per": "model"}),
+    Case("ot_fusion"),
+    Case("zipit", {}, True),
 ]
 all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.options}")
 
@@ -155,8 +158,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.bn(self.conv(images)).relu().mean((2, 3))  # (B, 8)
-        last = (features[:, :4] @ self.in_double.float())[:, None] * torch.linspace(-1, 1, 7)
-        return features[:, :5] @ self.in_half * self.scalar + last
+        last = (features[:, :4] @ self.in_double.to(features))[:, None] * torch.linspace(-1, 1, 7)
+        return features[:, :5] @ self.in_half.to(features) * self.scalar + last
 
 
 def given() -> dict[str, Any]:
@@ -171,7 +174,14 @@ def given() -> dict[str, Any]:
         logits = torch.cat([judge(batch) for batch in images])
         return -float(nn.functional.cross_entropy(logits, labels.flatten()))
 
-    return {"module": net, "data": images, "labels": labels, "score": score}
+    return {"module": net, "data": images, "labels": labels, "score": score, "graph": graph()}
+
+
+@cache
+def graph() -> Graph:
+    net = Network().eval()
+    del net.none  # a trace wants tensors with something in them
+    return trace(net, torch.randn(2, 3, 5, 5))
 
 
 def close(one: State, other: State) -> None:
@@ -320,7 +330,8 @@ def test_task_arithmetic_adds_and_forgets() -> None:
 @pytest.mark.parametrize("name", [name for name in WEIGHTS if WEIGHTS[name].scope != "model"])
 def test_half_precision_inputs_are_widened_before_any_arithmetic(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    base, *tensors = (torch.randn(5, 10, generator=generator).bfloat16() for _ in range(4))
+    shape = (5, 10) if WEIGHTS[name].scope == "tensor" else (50,)
+    base, *tensors = (torch.randn(shape, generator=generator).bfloat16() for _ in range(4))
     tensors = tensors[:WEIGHTS[name].members[1]]
     if WEIGHTS[name].scope != "tensor":
         base, *tensors = (tensor.flatten() for tensor in (base, *tensors))
@@ -333,8 +344,8 @@ def test_half_precision_inputs_are_widened_before_any_arithmetic(name: str) -> N
 @pytest.mark.parametrize("name", [name for name in WEIGHTS if "base" in WEIGHTS[name].uses
                                   and WEIGHTS[name].scope != "model"])
 def test_a_missing_base_is_asked_for(name: str) -> None:
+    count = WEIGHTS[name].members[0]
     with pytest.raises(FusionError, match=r"from a base model, and none is given. Pass base="):
-        count = WEIGHTS[name].members[0]
         load(WEIGHTS[name])([torch.ones(1)] * count, base=None, key="k", weight=[1.0] * count)
 
 

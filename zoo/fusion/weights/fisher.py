@@ -33,7 +33,8 @@ def fisher(
 
     Fᵢ is the diagonal of the Fisher information: the mean over images of the squared gradient of
     log p(y | x), taken image by image, in evaluation mode. Where no member depends on a weight, the
-    floor makes it the mean. What no gradient reaches is averaged.
+    floor makes it the mean. What no gradient reaches is averaged. The paper measures each member on
+    the data of its own task; here the images are the same for all.
 
     states: one per member. weights: by key, one number ≥ 0 per member. labels: for
     `labels_from="true"` alone. seed: of sampled labels, the same draws for every member.

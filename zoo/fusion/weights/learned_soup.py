@@ -81,9 +81,10 @@ def learned_soup(
 def _mixed(
     states: Sequence[State], keys: Sequence[str], shares: Tensor, row_of: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """The mixture of the members; shares: [R, M], the first row for what has none of its own."""
+    """The mixture of the members; shares: [R, M], their mean for what has no row of its own."""
     mixed: dict[str, Tensor] = {}
-    rows = {key: shares[row_of.get(_leader(key), 0)] for key in keys}
+    rows = {key: shares[row_of[_leader(key)]] if _leader(key) in row_of else shares.mean(0)
+            for key in keys}
     for key, row in rows.items():
         if is_statistic(key):
             row = row.detach()  # batch norm has no gradient for them

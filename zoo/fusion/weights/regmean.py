@@ -25,11 +25,12 @@ def regmean(
 ) -> dict[str, Tensor]:
     """Each linear layer as the regression onto the members' answers: (Σ wᵢGᵢ)⁻¹ Σ wᵢGᵢWᵢ.
 
-    Gᵢ = XᵢᵀXᵢ / N of the layer's inputs inside member i, on the same images for all members, with
-    its off-diagonal entries damped. Convolutions are linear in their patches, grouped ones in each
-    group. All other tensors are averaged: biases, norms, embeddings, and layers that compute
-    something else than their weight times their input, such as weight-standardised ones. Where no
-    member has any input, the mean stays.
+    Gᵢ = XᵢᵀXᵢ / N of the layer's inputs inside member i, with its off-diagonal entries damped. The
+    paper takes inputs from each member's own training data; here they come from the same images for
+    all, which says less about who knows what where members know unlike things. Convolutions are
+    linear in their patches, grouped ones in each group. All other tensors are averaged: biases,
+    norms, embeddings, and layers that compute something else than their weight times their input,
+    such as weight-standardised ones. Where no member has any input, the mean stays.
 
     states: one per member. weights: by key, one number ≥ 0 per member. data: unlabelled images.
     Raises OptionError for a damping outside [0, 1] or a negative weight, DataError without images.

@@ -122,4 +122,8 @@ WEIGHTS: tuple[FusionSpec, ...] = (
     _spec("repair", "Mean of weights; activations get the members' statistics again",
           "Jordan 2023, arXiv:2211.08403", scope="model", uses={"module", "data"},
           symmetric=True),
+    _spec("ot_fusion", "Mean after each layer's units were transported onto the first member's",
+          "Singh 2020, arXiv:1910.05653", scope="model", uses={"graph"}, idempotent=True),
+    _spec("zipit", "Merge the features that correlate most on images, across members and within",
+          "Stoica 2024, arXiv:2305.03053", scope="model", uses={"graph", "module", "data"}),
 )
