@@ -44,7 +44,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def _file(self, repository: str, name: str) -> None:
         file = HOME / "hub" / repository / name
-        self._send(file.read_bytes(), {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(file)}"'})
+        if not file.is_file():
+            return self._error("EntryNotFound")
+        return self._send(file.read_bytes(), {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(file)}"'})
 
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value).encode(), {"Content-Type": "application/json"})

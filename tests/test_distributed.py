@@ -57,8 +57,12 @@ except zoo.ZooError as problem:
     error = str(problem)
 probe = net(data, "mnist_cnn")
 zoo.transfer(probe, data, "linear_probe", epochs=2, batch_size=10)
+inner = zoo.fuse([net(data, "mnist_cnn"), net(data)], "aff", hidden=16)
+mapped = zoo.fuse([inner, net(data)], "concat")
+zoo.transfer(mapped, data, "lp_ft", epochs=2, batch_size=10)
 torch.save({
     "model": model.state_dict(), "attacked": attacked.state_dict(), "probe": probe.state_dict(),
+    "mapped": mapped.state_dict(),
     "history": [{k: v for k, v in row.items() if k in ("loss", "val_nll", "val_accuracy")}
                 for row in result.history],
     "robust": [row["loss"] for row in robust.history], "shards": shards, "error": error,
@@ -89,7 +93,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["model", "attacked", "probe"])
+@pytest.mark.parametrize("name", ["model", "attacked", "probe", "mapped"])
 def test_both_processes_end_with_the_same_model(ranks: list[dict[str, Any]], name: str) -> None:
     a, b = (rank[name] for rank in ranks)
     assert a.keys() == b.keys()

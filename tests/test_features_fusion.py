@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import OptionError
+from zoo.fusion.features.aff import Aff
+from zoo.fusion.features.attention import Attention
 from zoo.fusion.features.concat import Concat
 from zoo.fusion.features.gated import Gated
 from zoo.fusion.specs import SPECS
@@ -25,14 +27,19 @@ def built(name: str, **options: Any) -> nn.Module:
     return load(NAMED[name])(DIMS, **options).eval()
 
 
-def features(batch: int = 4) -> list[Tensor]:
+def features(name: str, batch: int = 4) -> list[Tensor]:
+    """Vectors, tokens of different number or maps of one size."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(batch, dim, generator=generator) for dim in DIMS]
+    takes = NAMED[name].takes
+    counts = {"tokens": [(4,), (1,), (7,)]}.get(takes, [()] * 3)
+    grid = (3, 2) if takes == "maps" else ()
+    return [torch.randn(batch, *count, dim, *grid, generator=generator)
+            for count, dim in zip(counts, DIMS, strict=True)]
 
 
 @each
 def test_output_has_the_promised_width_and_inputs_stay(name: str) -> None:
-    module, given = built(name), features()
+    module, given = built(name), features(name)
     before = [one.clone() for one in given]
     assert module(given).shape == (4, module.out_features)
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
@@ -41,8 +48,9 @@ def test_output_has_the_promised_width_and_inputs_stay(name: str) -> None:
 
 @each
 def test_every_parameter_and_every_member_gets_a_gradient(name: str) -> None:
-    module, given = built(name), [one.requires_grad_() for one in features()]
-    module(given).square().sum().backward()
+    module, given = built(name), [one.requires_grad_() for one in features(name)]
+    out = module(given)
+    (out * torch.linspace(-1, 1, out.shape[1])).square().sum().backward()
     for tensor in (*module.parameters(), *given):
         assert tensor.grad is not None
         assert tensor.grad.abs().sum() > 0
@@ -50,7 +58,7 @@ def test_every_parameter_and_every_member_gets_a_gradient(name: str) -> None:
 
 @each
 def test_same_result_compiled_saved_and_without_gradients(name: str) -> None:
-    module, given = built(name), features()
+    module, given = built(name), features(name)
     expected = module(given)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(given), expected)
@@ -64,7 +72,7 @@ def test_same_result_compiled_saved_and_without_gradients(name: str) -> None:
 
 
 def test_concat_normalises_each_member() -> None:
-    given = features()
+    given = features("concat")
     joined = built("concat")([given[0], given[1] * 1000, given[2]])
     for part in joined.split(DIMS, 1):
         torch.testing.assert_close(part.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
@@ -83,7 +91,7 @@ def test_concat_drops_features_in_training_only() -> None:
 
 
 def test_gated_is_the_papers_sum() -> None:
-    module, given = built("gated", hidden=4), features()
+    module, given = built("gated", hidden=4), features("gated")
     gates = (module.gate.weight @ torch.cat(given, 1).T).T.view(4, 3, 4).softmax(1)
     expected = sum(gates[:, i] * torch.tanh(given[i] @ module.values[i].weight.T)
                    for i in range(3))
@@ -91,8 +99,47 @@ def test_gated_is_the_papers_sum() -> None:
     assert module(given).abs().max() <= 1
 
 
+def test_attention_is_the_papers_pooling() -> None:
+    """PMA with one head, written out."""
+    module, given = built("attention", hidden=6, heads=1, queries=2), features("attention")
+    z = torch.cat([project(one) for project, one
+                   in zip(module.projections, given, strict=True)], 1)  # (B, 12, 6)
+    wq, wk, wv = module.attention.in_proj_weight.chunk(3)
+    s = module.queries
+    weights = ((s @ wq.T) @ (z @ wk.T).mT / 6**0.5).softmax(2)  # (B, 2, 12)
+    attended = module.attention.out_proj(weights @ (z @ wv.T))
+    h = nn.functional.layer_norm(s + attended, (6,))
+    expected = nn.functional.layer_norm(h + (module.feed_forward[0](h)).relu(), (6,))
+    torch.testing.assert_close(module(given), expected.flatten(1))
+
+
+def test_the_order_of_a_members_tokens_does_not_matter() -> None:
+    module, given = built("attention"), features("attention")
+    torch.testing.assert_close(module(given), module([one.flip(1) for one in given]))
+
+
+def test_aff_is_the_papers_weighted_sum() -> None:
+    module, given = built("aff", hidden=8), features("aff")
+    x, y, third = (project(one) for project, one in zip(module.projections, given, strict=True))
+    for attention, other in zip(module.attentions, (y, third), strict=True):
+        both = x + other
+        context = attention.local_context(both) + attention.global_context(both)
+        assert attention.global_context(both).shape[2:] == (1, 1)
+        m = torch.sigmoid(context)
+        x = m * x + (1 - m) * other
+    torch.testing.assert_close(module(given), x.mean((2, 3)))
+    twice = [given[0]] * 2  # what is fused with itself stays
+    same = Aff([3, 3], hidden=8).eval()
+    same.projections[1].load_state_dict(same.projections[0].state_dict())
+    torch.testing.assert_close(same(twice), same.projections[0](given[0]).mean((2, 3)))
+
+
 def test_wrong_options_say_what_is_right() -> None:
     with pytest.raises(OptionError, match=r"concat: dropout is 1.0, expected a probability in \[0"):
         Concat(DIMS, dropout=1.0)
     with pytest.raises(OptionError, match=r"gated: hidden is 0, expected a positive number"):
         Gated(DIMS, hidden=0)
+    with pytest.raises(OptionError, match=r"attention: hidden is 10, heads 4 and queries 1, "):
+        Attention(DIMS, hidden=10)
+    with pytest.raises(OptionError, match=r"aff: hidden is 8 and reduction 9, expected positive"):
+        Aff(DIMS, hidden=8, reduction=9)

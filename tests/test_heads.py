@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import FusionError, ShapeMismatch
-from zoo.fusion.heads import align_base, align_heads
+from zoo.fusion.heads import align_base, align_heads, join_heads
 
 KEYS = {"fc.weight", "fc.bias"}
 
@@ -25,6 +25,16 @@ def test_rows_follow_the_first_members_labels() -> None:
     assert second["fc.weight"].tolist() == [[10, 10], [20, 20], [30, 30]]
     assert second["conv"] is states[1]["conv"]
     assert states[1]["fc.bias"].tolist() == [30, 10, 20]
+
+
+def test_each_label_is_the_mean_of_the_members_that_know_it() -> None:
+    labels, joined = join_heads([state([1.0, 2.0]), state([10.0, 20.0, 30.0])],
+                                [("a", "b"), ("b", "c", "a")], KEYS, strategy="ties")
+    assert labels == ("a", "b", "c")
+    assert joined["fc.bias"].tolist() == [15.5, 6, 20]
+    assert joined["fc.weight"].tolist() == [[15.5] * 2, [6] * 2, [20] * 2]
+    with pytest.raises(ShapeMismatch, match="has 2 rows for 3 labels"):
+        join_heads([state([1, 2])], [("a", "b", "c")], KEYS, strategy="ties")
 
 
 def test_other_labels_are_refused_by_name() -> None:

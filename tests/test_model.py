@@ -44,6 +44,8 @@ def models() -> dict[str, Model]:
         "single": resnet,
         "concat": concat,
         "gated": zoo.fuse([resnet, vit], "gated"),
+        "attention": zoo.fuse([resnet, vit], "attention"),
+        "aff": zoo.fuse([resnet, vit], "aff"),
         "weighted": weighted,
         "nested": zoo.fuse([weighted, resnet], "mean"),
         "odd": odd,
@@ -123,8 +125,8 @@ def test_compiles_to_one_graph(models: dict[str, Model], name: str) -> None:
         assert torch.allclose(compiled(images()), models[name](images()), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["single", "concat", "gated", "weighted", "nested", "odd",
-                                  "mean of odd"])
+@pytest.mark.parametrize("name", ["single", "concat", "gated", "attention", "aff", "weighted",
+                                  "nested", "odd", "mean of odd"])
 class TestEveryKind:
     def test_runs_under_inference_mode_and_autocast(
         self, models: dict[str, Model], name: str

@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from zoo.errors import OptionError
-from zoo.options import CORE_ARGUMENTS, accepts, checked, options_of
+from zoo.options import accepts, checked, core_arguments, options_of
 from zoo.registry import load
 from zoo.specs import AnySpec, FusionSpec
 
@@ -64,7 +64,8 @@ class Child(Base):
     """
 
 def _spec(name, **more):
-    return zoo.FusionSpec(name=name, build="zoo_opt:" + name, kind="weights")
+    kind = "features" if name[0].isupper() else "weights"
+    return zoo.FusionSpec(name=name, build="zoo_opt:" + name, kind=kind)
 
 @zoo.hookimpl
 def zoo_fusions():
@@ -112,7 +113,7 @@ from zoo_opt import mix, Base
 
 @zoo.hookimpl
 def zoo_fusions():
-    return [zoo.FusionSpec(name=name, build="zoo_again:" + name, kind="weights")
+    return [zoo.FusionSpec(name=name, build="zoo_again:" + name, kind="features")
             for name in ("mix", "Base")]
 """, editable=True)
     assert options_of(zoo.info("again/mix"))[0] == options_of(zoo.info("opt/mix"))[0]
@@ -205,7 +206,13 @@ def test_required_options_and_strategies_without_any() -> None:
 
 
 def test_what_belongs_to_the_core_is_no_option() -> None:
-    assert {"base", "data", "device", "dtype", "seed", "out", "weight"} <= CORE_ARGUMENTS
+    always = {"base", "data", "device", "dtype", "seed", "out", "weight"}
+    for name, more in (("ties", {"key", "measured", "depth"}), ("concat", set()),
+                       ("finetune", {"teachers", "criterion"}), ("mnist_cnn", {"in_chans"}),
+                       ("digits", {"split"})):
+        assert always | more <= core_arguments(zoo.info(name))
+    # A word of the weights is free elsewhere.
+    assert "depth" not in core_arguments(zoo.info("concat")) | core_arguments(zoo.info("mnist_cnn"))
 
 
 def test_a_builder_may_take_fewer_keywords_than_the_core_gives() -> None:

@@ -32,6 +32,7 @@ def fusion(**fields: Any) -> FusionSpec:
     (FusionSpec, {"name": "no good"}, "name is 'no good', expected letters, digits and '._+-'"),
     (FusionSpec, {"name": 3}, "FusionSpec(3): name is 3"),
     (FusionSpec, {"build": "zoo_acme.gated"}, "build is 'zoo_acme.gated', expected 'module:attr"),
+    (FusionSpec, {"loads_since": "next"}, "loads_since is 'next', expected a version, like '0.3'"),
     (FusionSpec, {"summary": None}, "summary is None, expected text"),
     (FusionSpec, {"aliases": "old"}, "aliases is 'old', expected a sequence"),
     (FusionSpec, {"aliases": [3]}, "aliases is (3,), expected a sequence of names"),

@@ -63,6 +63,8 @@ def every_kind() -> dict[str, Model]:
         "average": zoo.fuse([build(seed=1), build(seed=2)], "average"),
         "concat": concat,
         "gated": zoo.fuse([vit, resnet], "gated"),
+        "attention": zoo.fuse([vit, resnet], "attention"),
+        "aff": zoo.fuse([vit, resnet], "aff"),
         "nested": zoo.fuse([weighted, resnet, zoo.fuse([vit, vit], "average")], "mean"),
         "distilled": zoo.fuse([build("deit_tiny_distilled_patch16_224", image_size=32), vit],
                               "mean"),
@@ -73,7 +75,8 @@ def every_kind() -> dict[str, Model]:
 
 
 @pytest.mark.parametrize("kind", ["single", "small", "efficientnet", "average", "concat", "gated",
-                                  "nested", "distilled", "bfloat16", "relu", "grey"])
+                                  "attention", "aff", "nested", "distilled", "bfloat16", "relu",
+                                  "grey"])
 def test_logits_are_identical_to_the_bit(
     every_kind: dict[str, Model], kind: str, tmp_path: Path
 ) -> None:
@@ -165,6 +168,7 @@ class TestDamage:
         ('{"zoo": {"format": 1, "must_understand": ["pruned"]}}', "needs pruned, which this "
          "version does not know; install a newer fusion-zoo"),
         ('{"zoo": {"format": 1, "requires": ["acme"]}}', "zoo.requires has 'acme'"),
+        ('{"zoo": {"format": 1, "requires": 3}}', "zoo.requires is 3, expected a list"),
         ('{"zoo": {"format": 1}}', r"its model cannot be built \(KeyError: 'model'\)"),
         ('{"architecture": "resnet9000"}', "timm has no architecture 'resnet9000'"),
     ])

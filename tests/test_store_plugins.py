@@ -13,7 +13,8 @@ from torch import Tensor
 
 import zoo
 from zoo import discovery
-from zoo.errors import MissingPlugin, OptionError, PluginError
+from zoo.cli import main
+from zoo.errors import FormatError, MissingPlugin, OptionError, PluginError
 from zoo.model import Model
 
 PLUGIN = """
@@ -135,6 +136,71 @@ def test_another_version_or_distribution_is_not_it(
 
     with pytest.raises(MissingPlugin, match=f"{found} is installed. If you trust that"):
         zoo.load(edited(folder, change))
+
+
+@pytest.mark.parametrize("requirement", [
+    "fusion-zoo-acme @ https://acme.example/acme.whl", "fusion-zoo-acme[all]>=1", "acme>=", "", 3,
+    'acme; extra == "\'; rm -rf ~; \'"'])
+def test_only_a_distribution_and_its_version_can_be_required(
+    folder: Path, requirement: object
+) -> None:
+    def change(config: Any) -> None:
+        config["zoo"]["requires"][0]["requirement"] = requirement
+
+    with pytest.raises(FormatError, match=r"config.json: is damaged: zoo.requires has"):
+        zoo.load(edited(folder, change))
+
+
+def test_a_file_cannot_pass_another_distribution_off_as_a_known_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(config: Any) -> None:
+        config["zoo"]["requires"] = [{"namespace": "example", "requirement": "fusion-zoo-exampel"}]
+
+    with pytest.raises(MissingPlugin) as caught:
+        zoo.load(edited(folder, change))
+    assert ("Beware: that namespace is known to be fusion-zoo-example's. If you trust that, run: "
+            "pip install fusion-zoo-exampel") in str(caught.value)
+    assert caught.value.known == "fusion-zoo-example"
+    with pytest.raises(SystemExit):
+        main(["show", str(folder)])
+    assert "; beware: it is known to be fusion-zoo-example's; if you" in capsys.readouterr().out
+
+
+def test_zoo_show_says_which_plugins_are_missing_or_too_old(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(["show", str(folder), *arguments])
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    assert "  requires: fusion-zoo-acme>=1.2 (namespace acme)\n" in shown()
+    info = tmp_path / "site" / "fusion_zoo_acme-1.3.dist-info"
+    metadata = (info / "METADATA").read_text()
+    (info / "METADATA").write_text(metadata.replace("Version: 1.3", "Version: 1.1"))
+    discovery.reset()
+    assert ("  requires: fusion-zoo-acme>=1.2 (namespace acme); fusion-zoo-acme 1.1 is installed; "
+            "if you trust this file: pip install 'fusion-zoo-acme>=1.2'\n") in shown()
+    uninstall(tmp_path)
+    assert "(namespace acme); not installed; if you trust this file: pip install" in shown()
+    assert json.loads(shown("--json"))["zoo"]["requires"] == [
+        {"namespace": "acme", "requirement": "fusion-zoo-acme>=1.2"}]
+
+
+@pytest.mark.parametrize(("version", "requirement"), [
+    ("1.3", "fusion-zoo-acme>=1.3"), ("1.4.dev2+gabc.d2026", "fusion-zoo-acme>=1.4.dev2"),
+    ("", "fusion-zoo-acme"), ("no version", "fusion-zoo-acme")])
+def test_any_version_makes_a_requirement_that_it_meets(
+    install: Callable[..., Path], tmp_path: Path, version: str, requirement: str
+) -> None:
+    install("acme", PLUGIN.replace('loads_since="1.2"', 'loads_since=""'), version=version)
+    model = build("acme/net")
+    folder = zoo.save(model, tmp_path / "m")
+    required = json.loads((folder / "config.json").read_text())["zoo"]["requires"]
+    assert required == [{"namespace": "acme", "requirement": requirement}]
+    assert torch.equal(logits(zoo.load(folder, device="cpu")), logits(model))
 
 
 def test_fused_weights_need_the_backbones_plugin_and_no_fusions(

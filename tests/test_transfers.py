@@ -67,6 +67,14 @@ def fused() -> Model:
     return zoo.fuse([net(0), net(1)], "concat")
 
 
+def attended() -> Model:
+    return zoo.fuse([net(0), net(1)], "attention", hidden=16)
+
+
+def mapped() -> Model:
+    return zoo.fuse([net(0), net(1)], "aff", hidden=16)
+
+
 def outputs() -> Model:
     return zoo.fuse([net(0), net(1)], "mean")
 
@@ -74,7 +82,7 @@ def outputs() -> Model:
 # linear probe, fine-tuning, both
 
 
-@pytest.mark.parametrize("build", [net, fused, outputs])
+@pytest.mark.parametrize("build", [net, fused, attended, mapped, outputs])
 def test_a_probe_leaves_the_trunk_and_trains_the_rest(build: Any) -> None:
     model = build()
     rest = {id(p) for p in model.head_parameters()}
@@ -85,7 +93,7 @@ def test_a_probe_leaves_the_trunk_and_trains_the_rest(build: Any) -> None:
         assert torch.equal(parameter, old) is not trains, name
 
 
-@pytest.mark.parametrize("build", [net, fused, outputs])
+@pytest.mark.parametrize("build", [net, fused, attended, mapped, outputs])
 def test_kept_features_are_the_same_as_the_trunk_in_the_loop(build: Any) -> None:
     forget()
     model, other = build(), build()
@@ -199,7 +207,7 @@ def test_a_teacher_may_count_other_classes_in_another_order() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in state(student).items())
 
 
-@pytest.mark.parametrize("teacher", [net, fused, outputs])
+@pytest.mark.parametrize("teacher", [net, fused, attended, mapped, outputs])
 def test_kept_answers_of_a_teacher_are_those_of_the_batch(teacher: Any) -> None:
     a, b, taught = net(5), net(5), teacher()
     taught.train()

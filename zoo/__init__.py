@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from zoo.assembly import backbone, fuse
+    from zoo.assembly import backbone, fuse, plan
     from zoo.datasets import load_data
     from zoo.discovery import Plugin
     from zoo.errors import ZooError
@@ -45,6 +45,7 @@ _HOME = {
     "plugins": "zoo.registry",
     "backbone": "zoo.assembly",
     "fuse": "zoo.assembly",
+    "plan": "zoo.assembly",
     "merge": "zoo.merge_files",
     "transfer": "zoo.training",
     "evaluate": "zoo.evaluation",
@@ -85,6 +86,7 @@ __all__ = [
     "load",
     "load_data",
     "merge",
+    "plan",
     "plugins",
     "run",
     "save",

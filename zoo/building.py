@@ -77,6 +77,17 @@ def measure_features(member: Member) -> None:
     member.splits = same_answer(member.net, features, member.net(x))
 
 
+@torch.no_grad()
+def measure_given(member: Member, given: str) -> None:
+    """Let a member give tokens or maps from now on, and measure their D. Raises ZooError where it
+    has no maps."""
+    member.gives = given
+    member.eval()
+    blank = torch.zeros(1, member.in_chans, member.size, member.size,
+                        device=next(member.parameters()).device)
+    member.dim = int(member.features(blank).shape[1 if given == "maps" else 2])
+
+
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Random numbers of its own for the CPU, from this seed; None leaves torch's as they are."""

@@ -11,32 +11,27 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 
-import pluggy
-
-from zoo import hookspecs
+import zoo
+from zoo.collecting import collect
 from zoo.errors import BadName, PluginError, SpecError
-from zoo.names import canonical_namespace, suggest
-from zoo.specs import AnySpec, BackboneSpec, Catalog, DatasetSpec, FusionSpec, TransferSpec
+from zoo.known import known_plugins
+from zoo.names import canonical_namespace
+from zoo.specs import AnySpec, Catalog
 
 GROUP = "zoo.plugins"
 CORE = MappingProxyType({"zoo": "zoo.builtin", "timm": "zoo.backbones.timm_catalog"})
 RESERVED = MappingProxyType({
     **dict.fromkeys(CORE, "fusion-zoo"),
-    **{name: f"fusion-zoo-{name}" for name in ("lite", "keras", "torchvision")},
+    **{namespace: known.distribution for namespace, known in known_plugins().items()
+       if known.reserved},
 })
-HOOKS: Mapping[str, type[AnySpec]] = MappingProxyType({
-    "zoo_backbones": BackboneSpec,
-    "zoo_fusions": FusionSpec,
-    "zoo_transfers": TransferSpec,
-    "zoo_datasets": DatasetSpec,
-})
-CATALOG_HOOK = "zoo_catalog"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +45,11 @@ class Plugin:
     editable: bool = False
     hooks: tuple[str, ...] = ()
     error: str | None = None
+
+    @property
+    def source(self) -> str:
+        """`fusion-zoo-acme 1.0`."""
+        return f"{self.distribution} {self.version}".strip()
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ class Discovery:
     def __init__(self) -> None:
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, PluginError] = {}
+        self._noted: dict[str, PluginError] = {}
 
     @cached_property
     def core(self) -> Mapping[str, Plugin]:
-        version = _core_version()
+        version = zoo.__version__
         return MappingProxyType({
             namespace: Plugin(namespace=namespace, module=module, distribution="fusion-zoo",
                               version=version)
@@ -111,7 +112,7 @@ class Discovery:
                 raise PluginError(namespace, None, "no installed distribution owns this namespace")
             try:
                 if plugin.error:
-                    raise PluginError(namespace, _source(plugin), plugin.error)
+                    raise PluginError(namespace, plugin.source, plugin.error)
                 with contained(plugin):
                     self._loaded[namespace] = _load(plugin)
             except PluginError as error:
@@ -132,10 +133,14 @@ class Discovery:
                    and self.found[plugin.namespace].distribution != plugin.distribution]
         return (*states, *refused)
 
+    def note(self, error: PluginError) -> None:
+        """Keep what went wrong in a namespace that is loaded, for whoever asks why names lack."""
+        self._noted[error.namespace] = error
+
     @property
     def failed(self) -> Mapping[str, PluginError]:
-        """The namespaces that were asked for and could not be loaded."""
-        return MappingProxyType(self._failed)
+        """The namespaces that were asked for and gave no names, or not all of them."""
+        return MappingProxyType({**self._noted, **self._failed})
 
 
 _current: Discovery | None = None
@@ -159,16 +164,17 @@ def reset() -> None:
 @contextmanager
 def contained(plugin: Plugin, doing: str = "") -> Iterator[None]:
     """Turn whatever a plugin's own code raises into a PluginError that says why; ZOO_STRICT=1 lets
-    it through."""
+    it through. What it prints goes to stderr: stdout is what a program reads."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except PluginError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # an interruption is the user's, and goes on
         if os.environ.get("ZOO_STRICT") == "1":
             raise
         reason = f"{doing}: {_reason(error)}" if doing else _reason(error)
-        raise PluginError(plugin.namespace, _source(plugin), reason) from error
+        raise PluginError(plugin.namespace, plugin.source, reason) from error
 
 
 def _installed() -> Iterator[Plugin]:
@@ -176,22 +182,35 @@ def _installed() -> Iterator[Plugin]:
     the path is the one that is imported."""
     seen: set[str] = set()
     for distribution in importlib.metadata.distributions():
-        text = distribution.read_text("entry_points.txt")
+        try:
+            text = distribution.read_text("entry_points.txt")
+        except (OSError, UnicodeDecodeError):
+            continue  # nobody knows whether it is a plugin
         if not text or GROUP not in text:
             continue
-        name = _normalised(distribution.metadata["Name"] or "")
-        if name not in seen:
-            seen.add(name)
-            yield from _claims(distribution, name)
+        source = _described(distribution)
+        if source.distribution not in seen:
+            seen.update(filter(None, (source.distribution,)))
+            yield from _claims(distribution, source)
 
 
-def _claims(distribution: importlib.metadata.Distribution, name: str) -> Iterator[Plugin]:
+def _described(distribution: importlib.metadata.Distribution) -> Plugin:
+    """A distribution that has plugins, under its own name instead of a namespace."""
+    try:
+        metadata = distribution.metadata
+        name, version = _normalised(metadata["Name"] or ""), metadata["Version"] or ""
+        editable = _is_editable(distribution)
+    except Exception as error:  # the parsers of the standard library raise whatever they meet
+        return Plugin(namespace="", module="", distribution="", version="",
+                      error=f"its metadata cannot be read: {_reason(error)}")
+    return Plugin(namespace=name, module="", distribution=name, version=version, editable=editable)
+
+
+def _claims(distribution: importlib.metadata.Distribution, source: Plugin) -> Iterator[Plugin]:
     """The namespaces that one distribution claims."""
-    source = Plugin(namespace=name, module="", distribution=name,
-                    version=distribution.version or "", editable=_is_editable(distribution))
     try:
         entries = list(distribution.entry_points.select(group=GROUP))
-    except Exception as error:  # the parser of the standard library raises whatever it meets
+    except Exception as error:
         yield replace(source, error=f"its entry_points.txt cannot be read: {_reason(error)}")
         return
     for entry in entries:
@@ -215,10 +234,10 @@ def _sole(claims: Sequence[Plugin]) -> Plugin:
     if not others:
         return first
     if all(plugin.distribution == first.distribution for plugin in others):
-        return replace(first, error=f"{_source(first)} claims it {len(others) + 1} times")
+        return replace(first, error=f"{first.source} claims it {len(others) + 1} times")
     count = {1: "two"}.get(len(others), str(len(others) + 1))
-    return replace(first, error=f"{count} distributions claim it, "
-                   f"{', '.join(map(_source, (first, *others)))}; uninstall all but one")
+    sources = ", ".join(plugin.source for plugin in (first, *others))
+    return replace(first, error=f"{count} distributions claim it, {sources}; uninstall all but one")
 
 
 def _allowed(plugin: Plugin) -> Plugin:
@@ -234,113 +253,28 @@ def _allowed(plugin: Plugin) -> Plugin:
 
 def _load(plugin: Plugin) -> Loaded:
     entry = importlib.metadata.EntryPoint(plugin.namespace, plugin.module, GROUP)
-    target: object = entry.load()
-    # A manager per namespace: one plugin's broken hooks can leave no trace in another's.
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(target, name=plugin.namespace)
-    hooks = _hooks(manager, target)
-    specs: dict[str, AnySpec] = {}
-    aliases: dict[str, str] = {}
-    catalog: Catalog | None = None
-    for hook in hooks:
-        results = getattr(manager.hook, hook)()
-        result = results[0] if results else None  # pluggy leaves None out
-        if hook == CATALOG_HOOK:
-            catalog = _catalog(result)
-            continue
-        for spec in _specs(result, hook, HOOKS[hook]):
-            _add(_local(spec, plugin.namespace), specs, aliases)
-    return Loaded(replace(plugin, hooks=hooks), MappingProxyType(specs),
-                  MappingProxyType(aliases), catalog)
-
-
-def _hooks(manager: pluggy.PluginManager, target: object) -> tuple[str, ...]:
-    """The names of the hooks that the plugin implements; an error for what looks like one and
-    is none."""
-    known = (*HOOKS, CATALOG_HOOK)
-    callers = manager.get_hookcallers(target) or []
-    for caller in callers:
-        if not caller.has_spec() and not all(i.optionalhook for i in caller.get_hookimpls()):
-            near = suggest(caller.name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise SpecError(f"unknown hook {caller.name!r}; {hint}")
-    hooks = tuple(sorted(caller.name for caller in callers if caller.has_spec()))
-    for hook in known:
-        if hook not in hooks and hasattr(target, hook):
-            raise SpecError(f"{hook}() is not marked with @zoo.hookimpl")
-    if not hooks:
-        name = target.__name__ if isinstance(target, ModuleType) else repr(target)
-        raise SpecError(f"{name} implements no hook; there are {', '.join(known)}")
-    return hooks
-
-
-def _catalog(result: object) -> Catalog:
-    if not isinstance(result, Catalog):
-        raise SpecError(f"{CATALOG_HOOK}() returned {type(result).__name__}, "
-                        "expected an object with find(name) and search(pattern)")
-    return result
-
-
-def _specs(result: object, hook: str, kind: type[AnySpec]) -> Iterator[AnySpec]:
-    if isinstance(result, (str, bytes)) or not isinstance(result, Iterable):
-        raise SpecError(f"{hook}() returned {type(result).__name__}, "
-                        f"expected an iterable of {kind.__name__}")
-    for spec in result:
-        if not isinstance(spec, kind):
-            raise SpecError(f"{hook}() gave {spec!r}, expected a {kind.__name__}")
-        yield spec
-
-
-def _local(spec: AnySpec, namespace: str) -> AnySpec:
-    """The spec under its names inside the namespace; `acme/gated` is taken for `gated`."""
-    return replace(spec, name=_inside(spec.name, namespace),
-                   aliases=tuple(_inside(alias, namespace) for alias in spec.aliases))
-
-
-def _inside(name: str, namespace: str) -> str:
-    prefix, slash, local = name.rpartition("/")
-    if slash and canonical_namespace(prefix) != namespace:
-        raise SpecError(f"the spec {name!r} is not in the namespace {namespace!r}")
-    return local
-
-
-def _add(spec: AnySpec, specs: dict[str, AnySpec], aliases: dict[str, str]) -> None:
-    names = (spec.name, *spec.aliases)
-    for number, name in enumerate(names):
-        if name in specs or name in aliases or name in names[:number]:
-            raise SpecError(f"the name {name!r} is given twice; names are unique across kinds")
-    specs[spec.name] = spec
-    aliases.update(dict.fromkeys(spec.aliases, spec.name))
+    found = collect(entry.load(), plugin.namespace)
+    return Loaded(replace(plugin, hooks=found.hooks), found.specs, found.aliases, found.catalog)
 
 
 def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
-    text = distribution.read_text("direct_url.json")
-    if not text:
-        return False
     try:
+        text = distribution.read_text("direct_url.json") or "{}"
         return bool(json.loads(text).get("dir_info", {}).get("editable", False))
     except (ValueError, AttributeError):
         return False
-
-
-def _core_version() -> str:
-    from zoo import __version__
-
-    return __version__
 
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _source(plugin: Plugin) -> str:
-    return f"{plugin.distribution} {plugin.version}".strip()
-
-
 def _reason(error: BaseException) -> str:
     """What went wrong, in one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of a plugin's own class
+        text = ""
     if isinstance(error, SpecError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -3,6 +3,7 @@ the same data sits on attributes, so a program never has to parse the text."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,15 @@ class BadName(ZooError, ValueError):
         super().__init__(f"{given!r} is not a name: {problem}")
         self.given = given
         self.problem = problem
+
+
+class NamespaceTaken(ZooError, ValueError):
+    """A new plugin asks for a namespace that belongs to another distribution."""
+
+    def __init__(self, namespace: str, owner: str, problem: str) -> None:
+        super().__init__(f"the namespace {namespace!r} {problem}; choose another")
+        self.namespace = namespace
+        self.owner = owner
 
 
 class UnknownName(ZooError, LookupError):
@@ -56,18 +66,22 @@ class PluginError(ZooError):
 class MissingPlugin(ZooError, LookupError):
     """A namespace is needed and no installed distribution (of a new enough version) owns it."""
 
-    def __init__(self, namespace: str, requirement: str, claimed_by: str, found: str = "") -> None:
-        install = f"pip install {_quoted(requirement)}"
+    def __init__(
+        self, namespace: str, requirement: str, claimed_by: str, found: str = "", known: str = ""
+    ) -> None:
+        install = f"pip install {shlex.quote(requirement)}"
         state = f"{found} is installed" if found else "it is not installed"
+        beware = f" Beware: that namespace is known to be {known}'s." if known else ""
         super().__init__(
             f"{claimed_by} says it needs {requirement} for the namespace {namespace!r}, "
-            f"and {state}. If you trust that, run: {install}"
+            f"and {state}.{beware} If you trust that, run: {install}"
         )
         self.namespace = namespace
         self.requirement = requirement
         self.install = install
         self.claimed_by = claimed_by
         self.found = found
+        self.known = known
 
 
 class OptionError(ZooError, ValueError):
@@ -167,7 +181,3 @@ class TrainingError(ZooError, RuntimeError):
 def _either(names: Sequence[str]) -> str:
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-
-
-def _quoted(requirement: str) -> str:
-    return f"'{requirement}'" if any(c in requirement for c in "<>=! ") else requirement

@@ -1,7 +1,8 @@
 """A frozen trunk is run once over the data; what comes after it trains from the kept features.
 
 They are kept for the rest of the process: in a pipeline, a source's features serve its own probe,
-its student and the models that it is fused into.
+its student and the models that it is fused into. Tokens and maps are many times as large as pooled
+features; what there is no room for is computed anew in every epoch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _kept: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
 
 def trunk_features(model: Model, data: ImageData, *, workers: int = 0) -> Features:
-    """Each member's pooled features [N, Dᵢ] of all images, in order, on the CPU.
+    """What each member gives of all images, [N, Dᵢ], [N, Tᵢ, Dᵢ] or [N, Dᵢ, hᵢ, wᵢ], in order, on
+    the CPU.
 
     What a network of the same kind and weights gave for the same images is not computed again.
     The tensors are shared: copy before changing them.
@@ -47,6 +49,17 @@ def trunk_features(model: Model, data: ImageData, *, workers: int = 0) -> Featur
     for key, features in found.items():
         _keep(key, features)
     return tuple(found[key] for key in keys)
+
+
+@torch.no_grad()
+def can_hold(model: Model, data: ImageData) -> bool:
+    """Whether what its trunk gives of all images is to be computed once: pooled features always,
+    tokens and maps as long as they take no more than KEEP_BYTES."""
+    if model.takes == "vectors":
+        return True
+    with evaluating(model):
+        one = model.trunk(to_unit(data.batch([0])[0].to(model.device)))
+    return len(data) * sum(part.nbytes for part in one) <= KEEP_BYTES
 
 
 def forget() -> None:
@@ -112,7 +125,8 @@ def _key(member: Member, images: str) -> tuple[str, ...]:
         for key in classifier_keys(member.net):
             del state[key]
         built = {**member.blueprint.as_dict(), "num_classes": None} if member.blueprint else {}
-    told = json.dumps([built, member.preprocessing.as_dict() if member.preprocessing else None])
+    told = json.dumps([built, member.preprocessing.as_dict() if member.preprocessing else None,
+                       member.gives])
     return digest(state), told, next(member.net.parameters()).device.type, images
 
 

@@ -16,11 +16,16 @@ from torch.nn import functional
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
-from zoo.backbones.semantics import classifier_parameters, classify, pooled_features
-from zoo.errors import DataError, FusionError, ZooError
-
-# ITU-R 601, what PIL's "L" uses; the weights add up to one, so grey stays as it is.
-_LUMA = (0.299, 0.587, 0.114)
+from zoo.backbones.pixels import as_channels, want_images
+from zoo.backbones.semantics import (
+    classifier_parameters,
+    classify,
+    maps,
+    on_one_grid,
+    pooled_features,
+    tokens,
+)
+from zoo.errors import FusionError, ZooError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +64,9 @@ class Member(nn.Module):
     """One network inside a model, with its own resizing and normalisation.
 
     net: timm's semantics, or a whole Model. name: what it was built from. classes: what its own
-    logits count. dim: D of its pooled features. splits: whether its logits are its classifier's
-    answer to its pooled features; a few networks have more in between.
+    logits count. dim: D of what it gives. splits: whether its logits are its classifier's
+    answer to its pooled features; a few networks have more in between. gives: what a fusion gets of
+    it, `"vectors"` (pooled features), `"tokens"` or `"maps"`.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Member(nn.Module):
         classes: Sequence[str],
         dim: int,
         splits: bool = True,
+        gives: str = "vectors",
         preprocessing: Preprocessing | None = None,
         blueprint: Blueprint | None = None,
         norms: str = "frozen",
@@ -82,6 +89,7 @@ class Member(nn.Module):
         self.classes = tuple(classes)
         self.dim = dim
         self.splits = splits
+        self.gives = gives
         self.preprocessing = preprocessing
         self.blueprint = blueprint
         self.norms = norms
@@ -109,8 +117,8 @@ class Member(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] on [0, 1] as the network wants them: its channels, its size,
         its mean and standard deviation."""
-        _want_images(images)
-        x = _as_channels(images, self.in_chans).float()  # (B, C, H, W)
+        want_images(images)
+        x = as_channels(images, self.in_chans).float()  # (B, C, H, W)
         preprocessing = self.preprocessing
         assert preprocessing is not None
         if tuple(x.shape[-2:]) != preprocessing.size:
@@ -122,10 +130,16 @@ class Member(nn.Module):
         return x.to(self._follows.dtype)
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] of images [B, C, H, W] on [0, 1]."""
+        """What the member gives of images [B, C, H, W] on [0, 1]: pooled features [B, D], tokens
+        [B, N, D] or maps [B, D, h, w]. A model inside gives its embedding, or that as one token.
+        Raises ZooError where there are no maps."""
         if isinstance(self.net, Model):
-            return self.net.embed(images)
-        return pooled_features(self.net, self.prepare(images))
+            if self.gives == "maps":
+                raise ZooError("it is a fused model and gives one vector")
+            embedding = self.net.embed(images)
+            return embedding[:, None] if self.gives == "tokens" else embedding
+        give = {"vectors": pooled_features, "tokens": tokens, "maps": maps}[self.gives]
+        return give(self.net, self.prepare(images))
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, classes] of pooled features [B, D]. Raises ZooError where there is more
@@ -242,8 +256,20 @@ class Model(nn.Module):
         return sum(member.dim for member in self.each_member())
 
     @property
+    def takes(self) -> str:
+        """What the members give: `"vectors"`, `"tokens"` or `"maps"`."""
+        return next(self.each_member()).gives
+
+    @property
+    def unpooled(self) -> bool:
+        """Whether any member, or one inside it, gives tokens or maps; what its network does with
+        them afterwards is then idle."""
+        return any(module.gives != "vectors" for module in self.modules()
+                   if isinstance(module, Member))
+
+    @property
     def splits(self) -> bool:
-        """Whether the logits are `classify` of the members' pooled features, so that features that
+        """Whether the logits are `classify` of the members' features joined, so that features that
         were computed once can stand for the images."""
         return all(member.splits for member in self.each_member()) or self.kind == "features"
 
@@ -256,7 +282,8 @@ class Model(nn.Module):
         return iter(list(self.members))  # type: ignore[arg-type]
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Each member's pooled features [B, Dᵢ]: all that comes before what a fusion adds."""
+        """Each member's features, pooled [B, Dᵢ], tokens [B, Nᵢ, Dᵢ] or maps [B, Dᵢ, hᵢ, wᵢ]: all
+        that comes before what a fusion adds."""
         return tuple(member.features(images) for member in self.each_member())
 
     def answers(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -267,7 +294,8 @@ class Model(nn.Module):
         """The embedding [B, D] of the members' features."""
         if self.kind == "features":
             dtype = next(self.head.parameters()).dtype  # type: ignore[union-attr]
-            return self.fuser([part.to(dtype) for part in features])  # type: ignore[misc, no-any-return]
+            parts = on_one_grid(features) if self.takes == "maps" else features
+            return self.fuser([part.to(dtype) for part in parts])  # type: ignore[misc, no-any-return]
         return features[0] if len(features) == 1 else torch.cat(list(features), dim=1)
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -294,7 +322,7 @@ class Model(nn.Module):
         return self._decide(self.answers(images), None)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """What comes after the members' pooled features."""
+        """What comes after the members' features."""
         if self.kind == "features":
             yield from self.fuser.parameters()  # type: ignore[union-attr]
             yield from self.head.parameters()  # type: ignore[union-attr]
@@ -352,7 +380,8 @@ class Model(nn.Module):
 def _describe(member: Member) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": member.name, "classes": list(member.classes), "dim": member.dim,
-        "splits": member.splits, "norms": member.norms, "source": member.source,
+        "splits": member.splits, "gives": member.gives, "norms": member.norms,
+        "source": member.source,
     }
     if isinstance(member.net, Model):
         described["model"] = member.net.describe()
@@ -367,24 +396,3 @@ def _describe(member: Member) -> dict[str, Any]:
 def _columns(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
     place = {name: index for index, name in enumerate(have)}
     return None if tuple(have) == tuple(want) else [place[name] for name in want]
-
-
-def _want_images(images: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise DataError(
-            f"images are {str(images.dtype).removeprefix('torch.')} {list(images.shape)}, expected "
-            "float [B, C, H, W] on [0, 1]; divide 8-bit images by 255 and do not normalise them"
-        )
-
-
-def _as_channels(images: Tensor, channels: int) -> Tensor:
-    """The same images with the wanted number of channels: grey ⇄ colour, nothing else."""
-    given = images.shape[1]
-    if given == channels:
-        return images
-    if given == 1 and channels == 3:
-        return images.expand(-1, 3, -1, -1)
-    if given == 3 and channels == 1:
-        luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
-        return (images * luma.view(1, 3, 1, 1)).sum(1, keepdim=True)
-    raise DataError(f"images have {given} channels, the model takes {channels}")

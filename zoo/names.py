@@ -102,12 +102,15 @@ def parse(given: str | os.PathLike[str]) -> Reference:
         raise BadName(text, f"{error.problem}; {hint}") from None
 
 
-def suggest(given: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The nearest known spellings, best first; empty when nothing is near."""
+def suggest(
+    given: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6
+) -> list[str]:
+    """The nearest known spellings, best first; empty when nothing is near. cutoff: how much alike,
+    in [0, 1]."""
     by_folded: dict[str, str] = {}
     for name in known:
         by_folded.setdefault(_fold(name), name)
-    near = difflib.get_close_matches(_fold(given), by_folded, n=n, cutoff=0.6)
+    near = difflib.get_close_matches(_fold(given), by_folded, n=n, cutoff=cutoff)
     return [by_folded[name] for name in near]
 
 

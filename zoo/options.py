@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from typing import Any
 from zoo.errors import OptionError
 from zoo.names import suggest
 from zoo.registry import load
-from zoo.specs import Spec
+from zoo.specs import FUSION_USES, TRANSFER_USES, FusionSpec, Spec
 
 # Keyword-only arguments that the core fills in itself.
-CORE_ARGUMENTS = frozenset({
-    "base", "data", "labels", "module", "graph", "score", "key", "weight", "weights", "offset",
-    "shape", "measured", "depth", "depths", "device", "dtype", "seed", "out",
-    "name", "num_classes", "pretrained", "in_chans", "image_size",
-    "criterion", "teachers", "unlabelled", "split",
-})
+_ALWAYS = frozenset({"base", "data", "device", "dtype", "seed", "out", "weight"})
+_BY_KIND: Mapping[str, frozenset[str]] = {
+    "backbone": frozenset({"name", "num_classes", "pretrained", "in_chans", "image_size"}),
+    "weights": FUSION_USES | {"key", "weights", "offset", "shape", "measured", "depth", "depths",
+                             "report"},
+    "transfer": TRANSFER_USES | {"criterion"},
+    "dataset": frozenset({"split"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,18 @@ class Option:
     help: str
 
 
+def core_arguments(spec: Spec) -> frozenset[str]:
+    """The keywords of a builder that are no options, because the core fills them in."""
+    kind = spec.kind if isinstance(spec, FusionSpec) else spec.kind_name
+    return _ALWAYS | _BY_KIND.get(kind, frozenset())
+
+
 def options_of(spec: Spec) -> tuple[Option, ...]:
     """The options of a strategy in the order of its signature. They are read from the source;
     the builder is imported only where that does not tell, as for a re-exported one."""
     definition = _definition(spec.build)
     if definition is None:
-        return _options_of_builder(load(spec))
+        return _options_of_builder(load(spec), core_arguments(spec))
     function, doc = definition
     helps = _option_helps(doc)
     return tuple(
@@ -53,7 +61,7 @@ def options_of(spec: Spec) -> tuple[Option, ...]:
                ast.unparse(default) if default else "", helps.get(argument.arg, ""))
         for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults,
                                      strict=True)
-        if argument.arg not in CORE_ARGUMENTS)
+        if argument.arg not in core_arguments(spec))
 
 
 def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
@@ -64,7 +72,7 @@ def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
     JSON (nor are NaN and infinity), or a required one that is missing.
     """
     builder = load(spec)
-    declared = _declared(builder)
+    declared = _declared(builder, core_arguments(spec))
     for name in given:
         if name not in declared:
             near = suggest(name, declared)
@@ -87,10 +95,12 @@ def accepts(builder: Callable[..., Any], argument: str) -> bool:
     return argument in inspect.signature(builder).parameters
 
 
-def _declared(builder: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _declared(
+    builder: Callable[..., Any], filled_in: Collection[str]
+) -> dict[str, inspect.Parameter]:
     return {
         name: parameter for name, parameter in inspect.signature(builder).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in CORE_ARGUMENTS
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in filled_in
     }
 
 
@@ -166,13 +176,15 @@ def _source_file(module: str) -> Path | None:
     return None
 
 
-def _options_of_builder(builder: Callable[..., Any]) -> tuple[Option, ...]:
+def _options_of_builder(
+    builder: Callable[..., Any], filled_in: Collection[str]
+) -> tuple[Option, ...]:
     helps = _option_helps(inspect.getdoc(builder) or "")
     return tuple(
         Option(name, _type_text(parameter.annotation),
                "" if parameter.default is inspect.Parameter.empty else repr(parameter.default),
                helps.get(name, ""))
-        for name, parameter in _declared(builder).items())
+        for name, parameter in _declared(builder, filled_in).items())
 
 
 def _type_text(annotation: Any) -> str:

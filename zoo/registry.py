@@ -17,8 +17,9 @@ from typing import Any, TypeVar, cast
 
 import zoo
 from zoo.cache import cache_folder, read_json, write_json
-from zoo.discovery import RESERVED, Loaded, Plugin, contained, discovery
+from zoo.discovery import Loaded, Plugin, contained, discovery
 from zoo.errors import BadName, PluginError, UnknownName
+from zoo.known import known_plugins
 from zoo.names import Name, natural, parse, suggest
 from zoo.specs import KINDS, AnySpec, BackboneSpec, DatasetSpec, FusionSpec, Spec, TransferSpec
 
@@ -133,7 +134,8 @@ def _rows(namespace: str, pattern: str) -> list[Listed]:
     if rows is None:
         try:
             rows = _fresh_rows(plugin, pattern)
-        except PluginError:
+        except PluginError as error:
+            discovery().note(error)
             return []
     return sorted((row for row in rows
                    if _matches(row.name.partition("/")[2], pattern, row.type)),
@@ -216,14 +218,9 @@ def _unknown(given: str, name: Name, kind: str) -> UnknownName:
                  if name.namespace and kind in (_ANY, BackboneSpec.kind_name) else "")
     namespaces = _searched(name)
     if not namespaces:
-        near = [f"{namespace}/{name.local}"
-                for namespace in suggest(name.namespace or "", discovery().found)]
-        owner = RESERVED.get(name.namespace or "")
-        if owner:
-            return UnknownName(given, kind, (), f"the namespace {name.namespace!r} is "
-                               f"{owner}'s, which is not installed: pip install {owner}")
-        nobody = f"no installed plugin owns the namespace {name.namespace!r}"
-        return UnknownName(given, kind, near, _joined(nobody, elsewhere))
+        near, hint = _nobodys(name.namespace or "")
+        return UnknownName(given, kind, [f"{namespace}/{name.local}" for namespace in near],
+                           _joined(hint, "" if name.namespace in known_plugins() else elsewhere))
     rows = [row for namespace in namespaces for row in _rows(namespace, "*")]
     full = {row.name.partition("/")[2]: row.name for row in reversed(rows)
             if kind in (_ANY, row.type)}
@@ -231,6 +228,22 @@ def _unknown(given: str, name: Name, kind: str) -> UnknownName:
     listed = (f"see `zoo ls '{name.namespace}/*'`" if name.namespace else
               f"see `zoo ls`, or write './{given}' for a path")
     return UnknownName(given, kind, near, _joined("" if near else listed, elsewhere))
+
+
+def _nobodys(namespace: str) -> tuple[list[str], str]:
+    """Of a namespace that no installed plugin owns: the near ones, and what to install."""
+    found, known = discovery().found, known_plugins()
+    if namespace in known:
+        return [], _absent(namespace)
+    near = suggest(namespace, {**found, **known})
+    absent = [_absent(each) for each in near if each not in found]
+    return near, _joined(f"no installed plugin owns the namespace {namespace!r}", *absent)
+
+
+def _absent(namespace: str) -> str:
+    plugin = known_plugins()[namespace]
+    return (f"the namespace {namespace!r} is {plugin.distribution}'s, which is not installed: "
+            f"{plugin.install}")
 
 
 def _joined(*hints: str) -> str:

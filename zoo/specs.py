@@ -20,6 +20,7 @@ TRANSFER_USES = frozenset({"unlabelled", "teachers"})
 FAMILIES = ("traditional", "adversarial-transfer", "adversarial-training", "distillation")
 
 _BUILD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_VERSION = re.compile(r"(\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?)?")
 _NAME = re.compile(r"([a-z][a-z0-9_-]*/)?[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -30,7 +31,8 @@ class Spec:
     name: the name inside the plugin's namespace (`gated`); the registry hands specs out with
         the full one (`acme/gated`).
     build: `"module:attribute"`, imported when the thing is used and not before.
-    summary: one line for listings. paper: where it comes from (`Yadav 2023, arXiv:2306.01708`).
+    summary: one line for listings.
+    paper: where it comes from (`Yadav 2023, arXiv:2306.01708`).
     license: SPDX identifier of the code, and for a backbone of its weights; "" when unknown.
     aliases: older spellings; they still work and warn with the new one.
     loads_since: the oldest version of your distribution that can load what this version saves.
@@ -53,6 +55,8 @@ class Spec:
                    "build", "'module:attribute', like 'zoo_acme.gated:build'")
         for field in ("summary", "paper", "license", "loads_since"):
             self._want(isinstance(getattr(self, field), str), field, "text")
+        self._want(bool(_VERSION.fullmatch(self.loads_since)), "loads_since",
+                   "a version, like '0.3'")
         self._freeze("aliases", tuple)
         self._want(all(isinstance(alias, str) and _NAME.fullmatch(alias) for alias in self.aliases),
                    "aliases", "a sequence of names")
@@ -79,9 +83,9 @@ class BackboneSpec(Spec):
     that can change the input size has an `image_size` option. Weights that cannot be reached
     are an error, never silently random.
 
-    input_size: (channels, height, width) of the pretrained weights. feature_dim: D of the pooled
-    features, 0 when unknown. weights: where the pretrained weights come from, "" when there are
-    none.
+    input_size: (channels, height, width) of the pretrained weights.
+    feature_dim: D of the pooled features, 0 when unknown.
+    weights: where the pretrained weights come from, "" when there are none.
     """
 
     kind_name: ClassVar[str] = "backbone"
@@ -110,13 +114,15 @@ class FusionSpec(Spec):
         same, cut between rows only (one index of the first axis each; a vector is one row); scope
         `"model"` makes it `(states, *, base, weights, …options) -> state`, `weights` by key. It
         takes those keywords that it needs, and may ask for more: `seed`; `depth`, the place of the
-        tensor's layer from 0 (input) to 1 (output), `depths` by key for a model; and what `uses`
-        and `can_use` name. Pure: it changes no input, moves nothing, and draws random numbers from
-        seed, key and offset alone, so that no result depends on order, threads or cuts. With scope
-        `"model"` the states are whole, running statistics and integers included; the result has
-        at least the keys of `weights`, and running statistics in it are taken as they are.
-    features: `(dims, *, …options) -> nn.Module`, from a list of [B, Dᵢ] to [B, D], with
-        `out_features` D.
+        tensor's layer from 0 (input) to 1 (output), `depths` by key for a model;
+        `report`, a dict that it may fill with JSON values and that `zoo.fuse` puts into the recipe;
+        and what `uses` and `can_use` name. Pure: it changes no input, moves nothing, and draws
+        random numbers from seed, key and offset alone, so that no result depends on order, threads
+        or cuts. With scope `"model"` the states are whole, running statistics and integers
+        included; the result has at least the keys of `weights`, and running statistics in it are
+        taken as they are.
+    features: `(dims, *, …options) -> nn.Module` with `out_features` D, from a list with what each
+        member gives (see `takes`) to [B, D].
     outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
         features=None) -> log-probabilities [B, C]`. One that learns has `fit(logits, labels)`
         and a buffer `fitted`, says `uses={"data", "labels"}`, and is fitted once, by
@@ -125,29 +131,31 @@ class FusionSpec(Spec):
     Options are keyword-only arguments with JSON values and a default, each described in one line
     `name: text` under `Options:` in the docstring.
 
-    kind: `"weights"`, `"features"` or `"outputs"`. members: fewest and most (None: no limit).
-    symmetric: the order of the members does not matter. idempotent: fusing k copies of a model
-    gives it back. scope (weights): what one call sees, `"slice"`, `"rows"`, `"tensor"` or
-    `"model"`; a mapping `{option: {value: scope}}` where it depends on an option.
-
-    uses: what the core must be given to pass on; without it the fusion is refused. can_use: what
-    it passes on where there is some, else None. Both name keywords of a fusion of weights:
+    kind: `"weights"`, `"features"` or `"outputs"`.
+    members: fewest and most (None: no limit).
+    uses: what the core must be given to pass on; without it the fusion is refused.
+    can_use: what it passes on where there is some, else None. Both name keywords of a fusion of
+        weights:
         base: the tensor, slice or state that the members started from.
         module: the network, a private copy in evaluation mode; its keys are the states'.
         data: batches [B, C, H, W] as `module` takes them; may be iterated again and again.
         labels: their labels, int64 [B], in the same order: `zip(data, labels)`.
         graph: which axes of which tensors may be permuted together, `zoo.fusion.align.Graph`.
         score: `score(state) -> float`, on held-out data, higher is better.
-    Of a fusion of outputs, `{"data", "labels"}` says that it has `fit`.
-
-    measure (weights): `"module:attribute"` of a function with the arguments of `build`, for what
-    the strategy must know first of more than it sees at once. It is called for every tensor or
-    slice, and its answers (numbers, small tensors or what else `+` adds up) are added up over what
-    `measured_over` says: `"model"`, or each `"tensor"` for itself (or as with scope, by an
-    option). `measured`, which both functions may take, is the tuple of the sums so far, one per
-    pass. A new pass begins until it answers None, at most ten times.
-
-    takes (features): `"vectors"` [B, D], `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
+        Of a fusion of outputs, `uses={"data", "labels"}` says that it has `fit`.
+    symmetric: the order of the members does not matter.
+    idempotent: fusing k copies of a model gives it back.
+    scope: (weights) what one call sees, `"slice"`, `"rows"`, `"tensor"` or `"model"`; a mapping
+        `{option: {value: scope}}` where it depends on an option.
+    measure: (weights) `"module:attribute"` of a function with the arguments of `build`, for what
+        the strategy must know first of more than it sees at once. It is called for every tensor
+        or slice, and its answers (numbers, small tensors, or what else `+` adds) are added up.
+        `measured`, which both functions may take, is the tuple of the sums so far, one per pass. A
+        new pass begins until it answers None, at most ten times.
+    measured_over: (weights) over what the answers are added up: the `"model"`, or each `"tensor"`
+        for itself; or a mapping, as with scope.
+    takes: (features) `"vectors"` [B, Dᵢ], `"tokens"` [B, Nᵢ, Dᵢ], or `"maps"` [B, Dᵢ, H, W], on
+        one grid for all.
     """
 
     kind_name: ClassVar[str] = "fusion"
@@ -205,10 +213,11 @@ class TransferSpec(Spec):
     or a sequence of `Phase`, for a method in several parts. Options as in FusionSpec.
 
     family: `"traditional"`, `"adversarial-transfer"`, `"adversarial-training"` or
-    `"distillation"`. uses: what the method learns from beside labelled images: `"unlabelled"`
-    puts target images into every batch and must be given; `"teachers"` allows frozen models,
-    whose embeddings and logits come with every batch, and which the builder gets as the keyword
-    `teachers` if it takes it.
+        `"distillation"`.
+    uses: what the method learns from beside labelled images: `"unlabelled"` puts target images
+        into every batch and must be given; `"teachers"` allows frozen models, whose embeddings and
+        logits come with every batch, and which the builder gets as the keyword `teachers` if it
+        takes it.
     """
 
     kind_name: ClassVar[str] = "transfer"

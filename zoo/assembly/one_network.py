@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.assembly.given import Norms, accuracy, keywords, open_images, reestimate_norms
+from zoo.assembly.given import Norms, keywords, open_images, reestimate_norms, settled
 from zoo.backbones.semantics import classifier_keys
 from zoo.errors import FusionError, OptionError
-from zoo.fusion.heads import align_base, align_heads
+from zoo.fusion.heads import align_base, align_heads, join_heads
 from zoo.fusion.merging import merge_states
 from zoo.fusion.norms import norm_keys
 from zoo.fusion.weighting import Weight
@@ -26,29 +27,43 @@ from zoo.store import network
 def fuse_weights(
     spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
     values: Mapping[str, Any], *, seed: int, device: torch.device, data: Any, norms: Norms,
-) -> Model:
-    """A copy of the first model with the fused weights, classifiers matched by label name, on
-    this device."""
+) -> tuple[Model, dict[str, Any]]:
+    """A copy of the first model with the fused weights, on this device, and what the strategy
+    reports. Classifiers are matched by label name; of members that know different labels they are
+    joined."""
     _want_same_preprocessing(models)
+    if data is not None and norms == "auto" and norm_keys(network(models[0])):
+        open_images(models[0], data, labelled=True)  # settle_norms would miss labels after the work
     nets = [network(model) for model in models]
     heads = classifier_keys(nets[0])
-    states = align_heads([_on(device, net) for net in nets], [model.classes for model in models],
-                         heads, strategy=spec.name)
-    start: dict[str, Tensor] | None = None
+    states = [_on(device, net) for net in nets]
+    classes = [model.classes for model in models]
+    start = None if base is None else _on(device, network(base))
     averaged: frozenset[str] = frozenset()
-    if base is not None:
-        start, averaged = align_base(_on(device, network(base)), base.classes, models[0].classes,
-                                     heads, strategy=spec.name)
+    joined: dict[str, Tensor] = {}
+    labels = models[0].classes
+    if all(set(each) == set(labels) for each in classes):
+        states = align_heads(states, classes, heads, strategy=spec.name)
+        if start is not None and base is not None:
+            start, averaged = align_base(start, base.classes, labels, heads, strategy=spec.name)
+    else:
+        labels, joined = join_heads(states, classes, heads, strategy=spec.name)
+        states = [_without(heads, state) for state in states]
+        start = None if start is None else _without(heads, start)
     fused = copy.deepcopy(models[0]).to(device)
     statistics = norm_keys(nets[0])
+    report: dict[str, Any] = {}
+    given = {**keywords(spec, fused, data, norms), "report": report}
     merged = merge_states(states, load(spec), spec=spec, base=start, weight=weight, options=values,
-                          seed=seed, given=keywords(spec, fused, data, norms), averaged=averaged,
-                          norm_keys=statistics)
-    network(fused).load_state_dict(merged)
+                          seed=seed, given=given, averaged=averaged, norm_keys=statistics)
+    if joined:
+        fused.reset_classes(labels)
+    network(fused).load_state_dict({**merged, **joined})
     fused.fusion = Fusion(strategy=spec.name, kind="weights", options=dict(values))
     if statistics and len(models) > 1:
         next(fused.each_member()).norms = "pooled"
-    return fused.eval()
+    _want_json(spec, report)
+    return fused.eval(), report
 
 
 def settle_norms(model: Model, norms: Norms, data: Any) -> None:
@@ -71,14 +86,12 @@ def settle_norms(model: Model, norms: Norms, data: Any) -> None:
         reestimate_norms(model, images)
         member.norms = "reestimated"
         return
-    rest, held_out = images.split(0.5)
-    fused = {key: tensor.clone() for key, tensor in member.net.state_dict().items() if key in keys}
-    before = accuracy(model, held_out)
-    reestimate_norms(model, rest)
-    if accuracy(model, held_out) < before:
-        member.net.load_state_dict(fused, strict=False)
-    else:
+    if settled(model, *images.split(0.5), norms)[1]:
         member.norms = "reestimated"
+
+
+def _without(heads: Collection[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if key not in heads}
 
 
 def _on(device: torch.device, net: nn.Module) -> dict[str, Tensor]:
@@ -94,6 +107,14 @@ def _want_same_preprocessing(models: Sequence[Model]) -> None:
     if any(other is None or (other.mean, other.std) != (first.mean, first.std) for other in others):
         warnings.warn("the members normalise images differently, and the fused network does it "
                       "like the first one", stacklevel=4)
+
+
+def _want_json(spec: FusionSpec, report: object) -> None:
+    try:
+        json.dumps(report, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FusionError(spec.name, f"what it reports is not JSON: {error}",
+                          "This is a defect of the strategy") from None
 
 
 def want_single(spec: FusionSpec, names: Sequence[str], models: Sequence[Model]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from zoo.building import measure_given
 from zoo.datasets import load_data
-from zoo.errors import FusionError
+from zoo.errors import FusionError, ZooError
 from zoo.features import extract
 from zoo.model import Fusion, Member, Model
 from zoo.registry import load
@@ -22,10 +23,10 @@ def put_side_by_side(
     """Copies of the models as members of one, with what joins their features or outputs, on the
     CPU."""
     _want_common_images(spec, models)
-    if spec.kind == "features" and spec.takes != "vectors":
-        raise FusionError(spec.name, f"it takes {spec.takes}, and members give pooled features",
-                          "Choose a strategy that takes vectors, such as 'concat' or 'gated'")
     members = [_member(model, spec.kind) for model in models]
+    if spec.kind == "features" and spec.takes != "vectors":
+        for member in members:
+            _let_give(member, spec)
     sizes = ([[member.dim for member in members]] if spec.kind == "features"
              else [len(members), len(classes)])
     fuser = load(spec)(*sizes, **values)
@@ -53,6 +54,15 @@ def _member(model: Model, kind: str) -> Member:
     if kind == "features":
         member.drop_head()
     return member
+
+
+def _let_give(member: Member, spec: FusionSpec) -> None:
+    try:
+        measure_given(member, spec.takes)
+    except ZooError as error:
+        raise FusionError(spec.name, f"it takes {spec.takes}, and {member.name} has none: {error}",
+                          "'attention' (tokens), 'concat' and 'gated' (pooled features) take every "
+                          "network") from error
 
 
 def _want_common_images(spec: FusionSpec, models: Sequence[Model]) -> None:

@@ -12,8 +12,13 @@ INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """mean, std: per channel, on [0, 1]. size: (height, width) in pixels. interpolation: bicubic,
-    bilinear or nearest."""
+    """How an image becomes the network's input.
+
+    mean: per channel, on [0, 1].
+    std: per channel, on [0, 1].
+    size: (height, width) in pixels.
+    interpolation: bicubic, bilinear or nearest.
+    """
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -1,19 +1,66 @@
-"""timm's semantics, made even: pooled features, the classifier, and which tensors are its own."""
+"""timm's semantics, made even: pooled features, tokens, maps, the classifier, and which tensors are
+its own."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.errors import ZooError
 
 
 def pooled_features(net: nn.Module, x: Tensor) -> Tensor:
     """Features [B, D] of a prepared batch [B, C, H, W], as the classifier gets them."""
-    features = cast(Any, net).forward_head(cast(Any, net).forward_features(x), pre_logits=True)
-    if isinstance(features, (tuple, list)):  # distilled networks: one per token
-        features = torch.stack(list(features)).mean(0)
-    return cast(Tensor, features).flatten(1)
+    return _pooled(net, _unpooled(net, x))
+
+
+def tokens(net: nn.Module, x: Tensor) -> Tensor:
+    """Tokens [B, N, D] of a prepared batch [B, C, H, W], as they are before pooling: class and
+    other prefix tokens first, then the patches; a convolutional network's positions row by row. Of
+    a network that gives neither one sequence nor one grid, the pooled features as the one token."""
+    features = _unpooled(net, x)
+    if isinstance(features, Tensor) and features.ndim == 3:
+        return features
+    if isinstance(features, Tensor) and features.ndim == 4:
+        return _channels_first(net, features).flatten(2).transpose(1, 2)  # (B, H W, D)
+    return _pooled(net, features)[:, None]
+
+
+def maps(net: nn.Module, x: Tensor) -> Tensor:
+    """Maps [B, D, h, w] of a prepared batch [B, C, H, W], as they are before pooling. Those of a
+    transformer are its patch tokens on their grid.
+
+    Raises ZooError for a network that has no one grid.
+    """
+    features = _unpooled(net, x)
+    if isinstance(features, Tensor) and features.ndim == 4:
+        return _channels_first(net, features)
+    if not isinstance(features, Tensor) or features.ndim != 3:
+        sides = features.shape[1:] if isinstance(features, Tensor) else ()
+        what = f"[B, {', '.join(map(str, sides))}]" if sides else "several tensors"
+        raise ZooError(f"its features before pooling are {what}")
+    count = features.shape[1]
+    declared = getattr(net, "num_prefix_tokens", None)
+    # Networks that say nothing of their prefix have none, or a class token.
+    for prefix in (0, 1) if declared is None else (declared,):
+        grid = _grid(net, count - prefix, (x.shape[-2], x.shape[-1]))
+        if grid:
+            patches = features[:, prefix:].transpose(1, 2)  # (B, D, h w)
+            return patches.reshape(*patches.shape[:2], *grid)
+    raise ZooError(f"its tokens [B, {count}, {features.shape[2]}] are no grid of an image of "
+                   f"{x.shape[-2]} × {x.shape[-1]} pixels")
+
+
+def on_one_grid(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps [B, Dᵢ, hᵢ, wᵢ] at the finest height and width among them, resampled bilinearly."""
+    finest = [max(one.shape[axis] for one in maps) for axis in (2, 3)]
+    return [one if list(one.shape[2:]) == finest
+            else functional.interpolate(one, finest, mode="bilinear") for one in maps]
 
 
 def classify(net: nn.Module, features: Tensor) -> Tensor:
@@ -46,6 +93,43 @@ def classifier_keys(net: nn.Module) -> tuple[str, ...]:
     named = (*net.named_parameters(remove_duplicate=False),
              *net.named_buffers(remove_duplicate=False))
     return tuple(key for key, tensor in named if id(tensor) in own)
+
+
+def _unpooled(net: nn.Module, x: Tensor) -> Any:
+    """A tensor, or in a few networks a list of them."""
+    return cast(Any, net).forward_features(x)
+
+
+def _pooled(net: nn.Module, features: Any) -> Tensor:
+    pooled = cast(Any, net).forward_head(features, pre_logits=True)
+    if isinstance(pooled, (tuple, list)):  # distilled networks: one per token
+        pooled = torch.stack(list(pooled)).mean(0)
+    return cast(Tensor, pooled).flatten(1)
+
+
+def _channels_first(net: nn.Module, features: Tensor) -> Tensor:
+    """A grid with its channels in front. A network whose channels are last says so, as timm's do,
+    or its num_features fits that axis alone."""
+    layout = getattr(net, "output_fmt", None)
+    width = getattr(net, "num_features", None)
+    last = layout == "NHWC" if layout else width == features.shape[3] != features.shape[1]
+    return features.permute(0, 3, 1, 2) if last else features
+
+
+def _grid(net: nn.Module, count: int, image: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of this many patches: those that the network names, or the ones in the
+    proportions of the image (height, width)."""
+    if count < 1:
+        return None
+    embed: Any = getattr(net, "patch_embed", None)
+    named = (embed.dynamic_feat_size(image) if hasattr(embed, "dynamic_feat_size")
+             else getattr(embed, "grid_size", None))
+    if named and math.prod(named) == count:
+        return tuple(named)
+    height, width = image
+    rows, columns = (round(math.sqrt(count * one / other))
+                     for one, other in ((height, width), (width, height)))
+    return (rows, columns) if rows * columns == count else None
 
 
 def _classifiers(net: nn.Module) -> list[nn.Module]:

@@ -4,7 +4,10 @@ said beside them to stderr."""
 from __future__ import annotations
 
 import json as json_module
+import shlex
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from zoo.specs import AnySpec, described
 
 if TYPE_CHECKING:
+    from zoo.assembly import Plan
     from zoo.discovery import Plugin
     from zoo.evaluation import Evaluation
+    from zoo.known import KnownPlugin
     from zoo.model import Model
     from zoo.options import Option
     from zoo.pipeline import Run
@@ -24,7 +29,8 @@ if TYPE_CHECKING:
 
 
 # Fields that say something of one kind of fusion only.
-_ONLY_OF = {"scope": "weights", "measure": "weights", "takes": "features"}
+_ONLY_OF = {"scope": "weights", "measure": "weights", "measured_over": "weights",
+            "can_use": "weights", "takes": "features"}
 
 
 def examples(*commands: str) -> str:
@@ -77,8 +83,8 @@ def listing(rows: Sequence[Listed], json: bool) -> None:
     if not any(row.summary for row in rows):
         print("\n".join(row.name for row in rows))
         return
-    _table(("name", "type", "kind", "what it does"),
-           [(row.name, row.type, row.kind, row.summary) for row in rows])
+    _columns(("name", "type", "kind", "what it does"),
+             [(row.name, row.type, row.kind, row.summary) for row in rows])
 
 
 def spec(found: AnySpec, options: Sequence[Option], json: bool) -> None:
@@ -129,7 +135,7 @@ def checked(outcomes: Sequence[Outcome], json: bool) -> bool:
     return not failed
 
 
-def plugins(found: Sequence[Plugin], json: bool) -> None:
+def plugins(found: Sequence[Plugin], known: Mapping[str, KnownPlugin], json: bool) -> None:
     if json:
         _json([{"namespace": p.namespace, "distribution": p.distribution, "version": p.version,
                 "hooks": list(p.hooks), "error": p.error} for p in found])
@@ -137,6 +143,10 @@ def plugins(found: Sequence[Plugin], json: bool) -> None:
     _table(("namespace", "distribution", "version", "hooks", "error"),
            [(p.namespace, p.distribution, p.version, ", ".join(p.hooks), p.error or "")
             for p in found])
+    installed = {plugin.namespace for plugin in found}
+    for namespace, plugin in known.items():
+        if namespace not in installed:
+            print(f"not installed: {namespace}, {plugin.summary} ({plugin.install})")
 
 
 def wrote(out: Path, made: Model) -> None:
@@ -144,10 +154,24 @@ def wrote(out: Path, made: Model) -> None:
     print(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
 
 
+def plan(found: Plan, json: bool) -> None:
+    if json:
+        _json(found.as_dict())
+    else:
+        print(found)
+
+
 def merged(out: Path) -> None:
     files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9
     print(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
+
+
+def started(folder: Path, namespace: str) -> None:
+    """A new plugin, and what its author does next."""
+    print("\n".join((
+        f"{folder}: a plugin that works; next:", f"  cd {shlex.quote(str(folder))}",
+        "  pip install -e . pytest", "  pytest", f"  zoo check {namespace}")))
 
 
 def transferred(result: Transferred, out: Path, json: bool) -> None:
@@ -203,6 +227,22 @@ def report(finished: Run, json: bool) -> None:
 
 def _json(value: Any) -> None:
     print(json_module.dumps(value, indent=2))
+
+
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A listing may have thousands of rows, and Rich takes 0.2 ms for each. On a terminal the last
+    column is wrapped within itself."""
+    *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
+    left = sum(widths) + 2 * len(widths)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    room = max(width - left, 20)
+    lines = []
+    for row in (head, *rows):
+        cells = [cell.ljust(wide) for cell, wide in zip(row, widths, strict=False)]
+        first, *more = textwrap.wrap(row[-1], room) if len(row[-1]) > room else [row[-1]]
+        lines.append("  ".join((*cells, first)).rstrip())
+        lines += [" " * left + line for line in more]
+    print("\n".join(lines))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def _about(folder: Path, config: dict[str, Any]) -> list[str]:
     lines.append(f"  classes: {len(classes) or config.get('num_classes', '?')}{few}")
     lines += [f"  member: {member['name']}, {member['dim']} features, batch norm {member['norms']}"
               for member in members]
-    lines += [f"  requires: {needed['requirement']} (namespace {needed['namespace']})"
-              for needed in ours.get("requires", [])]
+    if ours.get("requires"):
+        lines += [f"  requires: {line}" for line in _required(folder / "config.json", ours)]
     for source in made.get("sources", []):
         told = "".join(f", {key} {source[key]}" for key in ("repository", "revision", "license")
                        if source.get(key))
@@ -74,3 +75,18 @@ def _about(folder: Path, config: dict[str, Any]) -> list[str]:
     lines += [f"  made with: {name} {version}"
               for name, version in made.get("versions", {}).items()]
     return lines
+
+
+def _required(file: Path, ours: Mapping[str, Any]) -> Iterator[str]:
+    """What the file says that a loader needs and, where it is not there, what to do."""
+    from zoo.requirements import missing, requirements
+
+    for namespace, wanted in requirements(file, ours):
+        lacking = missing(namespace, wanted, str(file))
+        if lacking is None:
+            yield f"{wanted} (namespace {namespace})"
+            continue
+        found = f"{lacking.found} is installed" if lacking.found else "not installed"
+        beware = f"; beware: it is known to be {lacking.known}'s" if lacking.known else ""
+        yield (f"{wanted} (namespace {namespace}); {found}{beware}; if you trust this file: "
+               f"{lacking.install}")

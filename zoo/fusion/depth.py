@@ -17,19 +17,19 @@ _NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")
 
 
 def depths(keys: Iterable[str]) -> dict[str, float]:
-    """The depth of each tensor's layer: 0 before the first block, 1 after the last, evenly spaced
-    between; 0.5 where the names tell nothing.
+    """The depth of each tensor's layer: 0 in the first block and before it, 1 in the last and after
+    it, evenly spaced between; 0.5 where the names tell nothing.
 
-    >>> depths(["conv1.weight", "layer1.0.conv1.weight", "fc.bias"])
-    {'conv1.weight': 0.0, 'layer1.0.conv1.weight': 0.5, 'fc.bias': 1.0}
+    >>> depths(["conv1.weight", "layer1.0.w", "layer1.1.w", "layer2.0.w", "fc.bias"])
+    {'conv1.weight': 0.0, 'layer1.0.w': 0.0, 'layer1.1.w': 0.5, 'layer2.0.w': 1.0, 'fc.bias': 1.0}
     """
     layer_of = {key: _layer(key) for key in keys}
     layers = sorted({layer for layer in layer_of.values() if layer})
-    place = {layer: number for number, layer in enumerate(layers, 1)}
-    last = len(layers) + 1
     if not layers:
         return dict.fromkeys(layer_of, 0.5)
-    return {key: place[layer] / last if layer else float(_is_after(key))
+    last = len(layers) - 1
+    depth_of = {layer: place / last if last else 0.5 for place, layer in enumerate(layers)}
+    return {key: depth_of[layer] if layer else float(_is_after(key))
             for key, layer in layer_of.items()}
 
 

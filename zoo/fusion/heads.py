@@ -31,6 +31,35 @@ def align_heads(
             for state, labels in zip(states, classes, strict=True)]
 
 
+def join_heads(
+    states: Sequence[Mapping[str, Tensor]],
+    classes: Sequence[Sequence[str]],
+    keys: Collection[str],
+    *,
+    strategy: str,
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """One classifier for all labels of members that know different ones: each label's row is the
+    mean over the members that know it.
+
+    Arguments and errors: see `align_heads`. Returns the labels, in the order in which they first
+    occur, and the classifier's tensors [labels, ...].
+    """
+    union = tuple(dict.fromkeys(label for labels in classes for label in labels))
+    joined = {}
+    for key in keys:
+        total = torch.zeros(len(union), *states[0][key].shape[1:], dtype=torch.float64,
+                            device=states[0][key].device)
+        known = torch.zeros(len(union), dtype=torch.float64, device=total.device)
+        for state, labels in zip(states, classes, strict=True):
+            rows = torch.tensor([union.index(label) for label in labels], device=total.device)
+            _want_rows(strategy, key, state, labels)
+            total.index_add_(0, rows, state[key].detach().to(total.device, torch.float64))
+            known.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
+        shape = (-1, *([1] * (total.ndim - 1)))
+        joined[key] = (total / known.view(shape)).to(states[0][key].dtype)
+    return union, joined
+
+
 def align_base(
     base: Mapping[str, Tensor],
     base_classes: Sequence[str],
@@ -58,10 +87,7 @@ def _permuted(
     strategy: str,
 ) -> dict[str, Tensor]:
     for key in keys:
-        rows = state[key].shape[0]
-        if rows != len(labels):
-            raise ShapeMismatch(strategy, key, f"has {rows} rows for {len(labels)} labels",
-                                "Give each member the names of all its labels")
+        _want_rows(strategy, key, state, labels)
     if tuple(labels) == tuple(wanted):
         return dict(state)
     twice = sorted({label for label in labels if list(labels).count(label) > 1})
@@ -72,3 +98,12 @@ def _permuted(
     order = torch.tensor([row_of[label] for label in wanted])
     return {key: tensor[order.to(tensor.device)] if key in keys else tensor
             for key, tensor in state.items()}
+
+
+def _want_rows(
+    strategy: str, key: str, state: Mapping[str, Tensor], labels: Sequence[str]
+) -> None:
+    rows = state[key].shape[0]
+    if rows != len(labels):
+        raise ShapeMismatch(strategy, key, f"has {rows} rows for {len(labels)} labels",
+                            "Give each member the names of all its labels")

@@ -18,7 +18,8 @@ class MemberFacts:
     """What planning looks at.
 
     name: as the user spelled it. architecture: `timm/resnet18`. classes: its labels' names.
-    shapes: each tensor's key and shape. size: the (height, width) it takes, in pixels.
+    shapes: each tensor's key and shape. size: the (height, width) it takes, in pixels. heads: the
+    keys of the classifier, whose rows are joined by label where the labels differ.
     """
 
     name: str
@@ -26,6 +27,7 @@ class MemberFacts:
     classes: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     size: tuple[int, int]
+    heads: frozenset[str] = frozenset()
 
 
 def check(
@@ -33,21 +35,22 @@ def check(
 ) -> None:
     """Whether this strategy can fuse these members.
 
-    has_base: a base model is given. has_data: labelled held-out data are given. Raises
+    has_base: a base model is given. has_data: held-out data are given. Raises
     FusionError, which says why not and what would work instead, and ShapeMismatch naming the
     first tensor that differs.
     """
     check_count(spec, len(members))
+    if spec.kind == "weights":
+        _check_architectures(spec.name, members)
     if "base" in spec.uses and not has_base:
         raise FusionError(spec.name, "it works on what each member changed in a common base, "
                           "and none is given",
                           "Pass base=, the model that all members started from")
     if spec.uses & {"data", "labels", "score"} and not has_data:
+        labelled = "labelled and" if spec.uses & {"labels", "score"} else "images,"
         raise FusionError(spec.name, "it learns from held-out data, and none are given",
-                          "Pass data=, labelled and kept apart from training and test")
-    if spec.kind == "weights":
-        _check_architectures(spec.name, members)
-    if spec.kind in ("weights", "outputs"):
+                          f"Pass data=, {labelled} kept apart from training and test")
+    if spec.kind == "outputs" or (spec.uses - {"base"} and spec.kind == "weights"):
         check_classes(spec.name, [member.name for member in members],
                       [member.classes for member in members])
     if spec.kind == "weights":
@@ -118,7 +121,10 @@ def _check_tensors(strategy: str, members: Sequence[MemberFacts]) -> None:
             instead = (f"They take images of {first.size[0]} × {first.size[1]} and "
                        f"{member.size[0]} × {member.size[1]} pixels: build both with the same "
                        f"image_size. {instead}")
-        check_shapes(strategy, [first.name, member.name], [first.shapes, member.shapes], instead)
+        left_out = first.heads if set(member.classes) != set(first.classes) else frozenset()
+        shapes = [{key: shape for key, shape in one.shapes.items() if key not in left_out}
+                  for one in (first, member)]
+        check_shapes(strategy, [first.name, member.name], shapes, instead)
 
 
 def _in_chans(shapes: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -38,5 +38,9 @@ def random16(stream: tuple[object, ...], offset: int, count: int) -> NDArray[np.
 
 
 def uniform16(stream: tuple[object, ...], offset: int, count: int) -> Tensor:
-    """The same as multiples of 1/65536 in [0, 1), float32 [count]."""
+    """Uniform multiples of 1/65536 in [0, 1) for elements offset… of a stream, float32 [count].
+
+    stream: what names it, such as (seed, key, member); an entry meets the same number whatever the
+    order, threads and cuts of a merge.
+    """
     return torch.from_numpy(random16(stream, offset, count).astype(np.float32)).mul_(2.0**-16)

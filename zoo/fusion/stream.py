@@ -54,6 +54,7 @@ class Merge:
     strategy: what `spec.build` names. states: one per member; mapped files or tensors in memory.
     base: what they started from. weights: of the keys to fuse, one number per member. options: all
     of the strategy's own. seed, given: further keywords for strategies that take them (`data`, …).
+    piece, measured_piece: elements of one call of a slice-scoped strategy, and of its `measure`.
     """
 
     strategy: Callable[..., Any]
@@ -64,6 +65,8 @@ class Merge:
     options: Mapping[str, Any]
     seed: int = 0
     given: Mapping[str, Any] = field(default_factory=dict)
+    piece: int = PIECE
+    measured_piece: int = MEASURED_PIECE
 
     @property
     def scope(self) -> str:
@@ -129,7 +132,8 @@ def run(
     with _workers(workers) as pool:
         for keys in batches:
             measured = _measured(merge, keys, depth_of, pool) if merge.spec.measure else ()
-            for done in pool(partial(compute, measured=measured), _pieces(merge, keys, PIECE)):
+            pieces = _pieces(merge, keys, merge.piece)
+            for done in pool(partial(compute, measured=measured), pieces):
                 advance(done)
     return {}
 
@@ -199,7 +203,7 @@ def _measured(
             return measure(tensors, **keywords, measured=sums)
 
         whole: Any = None
-        for part in pool(ask, _pieces(merge, keys, MEASURED_PIECE)):
+        for part in pool(ask, _pieces(merge, keys, merge.measured_piece)):
             if part is None:
                 return sums
             whole = part if whole is None else whole + part

@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import Version
 from torch import Tensor, nn
 
 import zoo
 from zoo.building import measure_features, without_weights
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
-from zoo.errors import BadName, FormatError, MissingPlugin, ZooError
+from zoo.errors import BadName, FormatError, ZooError
 from zoo.model import Member, Model
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
 from zoo.registry import find
+from zoo.requirements import missing, requirement_of, requirements
 from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store.card import model_card
 from zoo.store.rebuilding import rebuild
@@ -35,7 +33,8 @@ from zoo.store.timm_layout import from_config, hub_folder, timm_config
 from zoo.tensors import ALIGNMENT, atomic_folder, current_folder, load_tensors, save_tensors
 
 FORMAT = 1
-UNDERSTOOD: frozenset[str] = frozenset()
+# "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
+UNDERSTOOD: frozenset[str] = frozenset({"gives"})
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -63,7 +62,7 @@ def save(
     described = {
         "format": FORMAT,
         "requires": [] if timm else _requirements(model),
-        "must_understand": [],
+        "must_understand": ["gives"] if model.unpooled else [],
         "model": model.describe(),
     }
     with atomic_folder(folder, _is_only_a_model) as fresh:
@@ -214,17 +213,14 @@ def _licences(told: object) -> Iterator[str]:
 
 def _requirements(model: Model) -> list[dict[str, str]]:
     """The distributions that a loader needs beside the core, one entry per namespace."""
-    needed: dict[str, tuple[Version, str]] = {}
+    since: dict[str, set[str]] = {}
     for kind, name in _names(model):
         namespace = name.partition("/")[0]
-        plugin = discovery().get(namespace)
-        if plugin is None or namespace in discovery().core:
-            continue
-        since = Version(find(name, kind).loads_since or plugin.version)
-        newest = max(since, needed[namespace][0]) if namespace in needed else since
-        needed[namespace] = newest, f"{plugin.distribution}>={newest}"
-    return [{"namespace": namespace, "requirement": requirement}
-            for namespace, (_, requirement) in sorted(needed.items())]
+        if namespace not in discovery().core and discovery().get(namespace):
+            since.setdefault(namespace, set()).add(find(name, kind).loads_since)
+    return [{"namespace": namespace,
+             "requirement": requirement_of(discovery().found[namespace], versions)}
+            for namespace, versions in sorted(since.items())]
 
 
 def _names(model: Model) -> Iterator[tuple[type[BackboneSpec] | type[FusionSpec], str]]:
@@ -249,23 +245,10 @@ def _check(file: Path, described: Any) -> None:
     if unknown:
         raise FormatError(file, f"needs {', '.join(unknown)}, which this version does not know; "
                           "install a newer fusion-zoo")
-    for needed in described.get("requires") or ():
-        try:
-            requirement = Requirement(needed["requirement"])
-            namespace = str(needed["namespace"])
-        except (TypeError, KeyError, InvalidRequirement):
-            raise FormatError(file, f"is damaged: zoo.requires has {needed!r}") from None
-        _want(namespace, requirement, str(file))
-
-
-def _want(namespace: str, wanted: Requirement, claimed_by: str) -> None:
-    plugin = discovery().get(namespace)
-    if plugin is None:
-        raise MissingPlugin(namespace, str(wanted), claimed_by)
-    same = canonicalize_name(wanted.name) == canonicalize_name(plugin.distribution)
-    if not same or not wanted.specifier.contains(plugin.version, prereleases=True):
-        raise MissingPlugin(namespace, str(wanted), claimed_by,
-                            found=f"{plugin.distribution} {plugin.version}")
+    for namespace, wanted in requirements(file, described):
+        lacking = missing(namespace, wanted, str(file))
+        if lacking:
+            raise lacking
 
 
 def _assign(folder: Path, model: Model) -> None:

@@ -15,7 +15,7 @@ from zoo.errors import FormatError, OptionError, UnknownName, ZooError
 from zoo.model import Blueprint, Fusion, Member, Model
 from zoo.options import checked
 from zoo.registry import find, load
-from zoo.specs import BackboneSpec, FusionSpec
+from zoo.specs import TAKES, BackboneSpec, FusionSpec
 from zoo.store.timm_layout import from_config, kept_config, want_sane
 
 
@@ -61,6 +61,10 @@ def _model(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | 
 def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None) -> Member:
     common = {name: described[name] for name in ("name", "dim", "splits", "norms", "source")}
     common["classes"] = _class_names(file, described["classes"])
+    common["gives"] = described.get("gives", "vectors")
+    if common["gives"] not in TAKES:
+        raise FormatError(file, f"is damaged: {common['name']} gives {common['gives']!r}, expected "
+                          f"{' or '.join(TAKES)}")
     if "model" in described:
         return Member(_model(file, described["model"], None), **common)
     blueprint = Blueprint(**described["build"])

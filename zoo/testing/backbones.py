@@ -33,7 +33,7 @@ def has_timms_semantics(spec: BackboneSpec) -> None:
     for name in ("forward_features", "forward_head", "get_classifier", "reset_classifier"):
         assert callable(getattr(net, name, None)), f"{spec.name} has no method {name}"
     assert isinstance(getattr(net, "num_features", None), int), (
-        f"{spec.name} does not say num_features, the width of forward_features")
+        f"{spec.name} does not say self.num_features, the channels of forward_features")
     member = next(model.each_member())
     with torch.no_grad():
         features = pooled_features(net, member.prepare(_images(model)))
@@ -42,7 +42,8 @@ def has_timms_semantics(spec: BackboneSpec) -> None:
         f"[2, {model.dim}]")
     if spec.feature_dim:
         assert model.dim == spec.feature_dim, (
-            f"{spec.name} has {model.dim} features and its spec says {spec.feature_dim}")
+            f"{spec.name} has {model.dim} features and its spec says {spec.feature_dim}; correct "
+            "feature_dim")
 
 
 def gives_logits_of_the_asked_number(spec: BackboneSpec) -> None:
@@ -51,20 +52,25 @@ def gives_logits_of_the_asked_number(spec: BackboneSpec) -> None:
     with torch.no_grad():
         logits = model(_images(model))
     assert logits.shape == (2, _CLASSES), (
-        f"{spec.name} gave {list(logits.shape)} for num_classes={_CLASSES}")
+        f"{spec.name} gave {list(logits.shape)} for num_classes={_CLASSES}; build the classifier "
+        "with that many outputs")
     model.reset_classes(["a", "b", "c"])
     with torch.no_grad():
         assert model(_images(model)).shape == (2, 3), (
-            f"reset_classifier(3) of {spec.name} did not change the number of logits")
+            f"reset_classifier(3) of {spec.name} did not change the number of logits; let it put a "
+            "new classifier in place")
 
 
 def takes_other_channels(spec: BackboneSpec) -> None:
     """in_chans=1 and 3 build and run."""
     for channels in (1, 3):
-        model = _model(spec, in_chans=channels)
-        images = torch.rand(2, channels, model.image_size, model.image_size)
-        with torch.no_grad():
-            assert model(images).shape == (2, _CLASSES)
+        try:
+            model = _model(spec, in_chans=channels)
+            with torch.no_grad():
+                model(torch.rand(2, channels, model.image_size, model.image_size))
+        except RuntimeError as error:
+            raise AssertionError(f"{spec.name} does not work with in_chans={channels}: {error}; "
+                                 "build the first layer with in_chans channels") from error
 
 
 def weights_are_real_or_refused(spec: BackboneSpec) -> None:
@@ -85,14 +91,28 @@ def gradients_reach_every_parameter(spec: BackboneSpec) -> None:
     model = _model(spec).train()
     model(_images(model)).square().sum().backward()
     dead = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert not dead, f"no gradient reaches {', '.join(dead[:3])} of {spec.name}"
+    assert not dead, (f"no gradient reaches {', '.join(dead[:3])} of {spec.name}; use them in "
+                      "forward, without detach()")
+
+
+def images_stay_as_they_are(spec: BackboneSpec) -> None:
+    """The network does not change the images that it is given."""
+    member = next(_model(spec).each_member())
+    images = member.prepare(_images(_model(spec)))
+    before = images.clone()
+    with torch.no_grad():
+        member.net(images)
+    assert torch.equal(images, before), (
+        f"{spec.name} changed its input; begin without an in-place operation")
 
 
 def same_seed_builds_the_same_network(spec: BackboneSpec) -> None:
     """Built twice with one seed, the weights are the same."""
     one, other = _model(spec).state_dict(), _model(spec).state_dict()
     for key in one:
-        assert torch.equal(one[key], other[key]), f"{spec.name} started {key!r} differently"
+        assert torch.equal(one[key], other[key]), (
+            f"{spec.name} started {key!r} differently with the same seed; draw from torch's "
+            "generator, which zoo.backbone seeds")
 
 
 def network_saves_and_loads(spec: BackboneSpec) -> None:
@@ -107,7 +127,8 @@ def network_saves_and_loads(spec: BackboneSpec) -> None:
             expected = model(images)
             same = torch.equal(answer, expected) if device.type == "cpu" else torch.allclose(
                 answer, expected, atol=1e-3)
-            assert same, f"{spec.name} answers differently after save and load on {device}"
+            assert same, (f"{spec.name} answers differently after save and load on {device}; keep "
+                          "all that forward needs in parameters and buffers")
 
 
 def network_compiles_and_autocasts(spec: BackboneSpec) -> None:
@@ -120,7 +141,8 @@ def network_compiles_and_autocasts(spec: BackboneSpec) -> None:
             compiled = torch.compile(model, backend="eager", fullgraph=True)(images)
         except Exception as error:
             first = str(error).strip().splitlines()[0]
-            raise AssertionError(f"{spec.name} does not compile to one graph: {first}") from error
+            raise AssertionError(f"{spec.name} does not compile to one graph: {first}; let forward "
+                                 "be plain tensor code") from error
     assert torch.allclose(compiled, expected, atol=1e-4), (
         f"{spec.name} answers differently when it is compiled")
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -140,6 +162,6 @@ def _images(model: Model) -> Tensor:
 
 CHECKS: Sequence[Callable[[BackboneSpec], None]] = (
     has_timms_semantics, gives_logits_of_the_asked_number, takes_other_channels,
-    weights_are_real_or_refused, gradients_reach_every_parameter,
+    weights_are_real_or_refused, gradients_reach_every_parameter, images_stay_as_they_are,
     same_seed_builds_the_same_network, network_saves_and_loads, network_compiles_and_autocasts,
 )

@@ -1,4 +1,4 @@
-"""Checks of fusion strategies, by kind, with their default options."""
+"""Checks of fusions of features and of outputs, with their default options."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.assembly import backbone, fuse
-from zoo.errors import NotFitted, OptionError
-from zoo.fusion.merging import merge_states
+from zoo.errors import NotFitted
 from zoo.model import Model
 from zoo.options import checked
 from zoo.registry import load
@@ -20,96 +19,18 @@ from zoo.specs import FusionSpec
 from zoo.store import load as load_model
 from zoo.store import save
 from zoo.testing.devices import devices
+from zoo.testing.options import want_errors_that_name
 
 _CLASSES = 4
 _DIMS = (5, 3, 5)
 _TOLERANCE = 1e-5
 
 
-def inputs_stay_as_they_are(spec: FusionSpec) -> None:
-    """Fusing changes none of its input tensors."""
-    states, base = _states(_count(spec)), _state(99)
-    before = [{key: tensor.clone() for key, tensor in state.items()} for state in (*states, base)]
-    _merge(spec, states, base)
-    for old, new in zip(before, (*states, base), strict=True):
-        for key in old:
-            assert torch.equal(old[key], new[key]), (
-                f"{spec.name} changed its input tensor {key!r}; work on a copy, without in-place "
-                "operations on what you are given")
-
-
-def keys_shapes_and_dtypes_are_kept(spec: FusionSpec) -> None:
-    """The result has the members' keys, shapes and dtypes, in float32, float16 and bfloat16."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        states = [_cast(state, dtype) for state in _states(_count(spec))]
-        merged = _merge(spec, states, _cast(_state(99), dtype))
-        assert merged.keys() == states[0].keys(), (
-            f"{spec.name} gave the keys {sorted(merged)}, expected {sorted(states[0])}")
-        for key, tensor in merged.items():
-            like = states[0][key]
-            assert tensor.shape == like.shape, (
-                f"{spec.name} gave {key!r} the shape {list(tensor.shape)}, "
-                f"expected {list(like.shape)}")
-            assert tensor.dtype == like.dtype, (
-                f"{spec.name} gave {key!r} the dtype {tensor.dtype}, expected {like.dtype}")
-
-
-def integer_buffers_are_copied(spec: FusionSpec) -> None:
-    """Counters come from the first member; a mean of counters is no counter."""
-    states = _states(_count(spec))
-    merged = _merge(spec, states, _state(99))
-    assert torch.equal(merged["bn.num_batches_tracked"], states[0]["bn.num_batches_tracked"]), (
-        f"{spec.name} changed an integer buffer; with scope='model' copy what is not floating")
-
-
-def same_seed_gives_same_bytes(spec: FusionSpec) -> None:
-    """Twice the same fusion gives the same bytes, whatever torch's global generator says."""
-    results = []
-    for global_seed in (1, 2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(global_seed)
-            results.append(_merge(spec, _states(_count(spec)), _state(99)))
-    for key in results[0]:
-        assert torch.equal(results[0][key], results[1][key]), (
-            f"{spec.name} gave other bytes for {key!r} the second time; draw random numbers from "
-            "the seed, the key and the offset, never from torch's global generator")
-
-
-def copies_of_a_model_give_it_back(spec: FusionSpec) -> None:
-    """Where the spec says idempotent, fusing k copies of a model returns the model."""
-    if not spec.idempotent:
-        return
-    state = _state(0)
-    merged = _merge(spec, [state] * _count(spec), _state(99))
-    _want_close(spec, merged, state, "fusing copies of one model did not give it back; say "
-                "idempotent=False in the spec if it is not meant to")
-
-
-def order_does_not_matter(spec: FusionSpec) -> None:
-    """Where the spec says symmetric, the order of the members does not change the result."""
-    if not spec.symmetric:
-        return
-    states = _states(_count(spec))
-    one, other = (_merge(spec, order, _state(99)) for order in (states, states[::-1]))
-    del one["bn.num_batches_tracked"], other["bn.num_batches_tracked"]  # the first member's
-    _want_close(spec, one, other, "another order of the members gave another result; say "
-                "symmetric=False in the spec if order is meant to matter")
-
-
-def every_device_of_the_machine_works(spec: FusionSpec) -> None:
-    """The result on every device equals the CPU's."""
-    states, base = _states(_count(spec)), _state(99)
-    expected = _merge(spec, states, base)
-    for device in devices():
-        moved = [{key: tensor.to(device) for key, tensor in state.items()} for state in states]
-        merged = _merge(spec, moved, {key: tensor.to(device) for key, tensor in base.items()})
-        back = {key: tensor.cpu() for key, tensor in merged.items()}
-        _want_close(spec, back, expected, f"the result on {device} is not the CPU's")
-
-
 def fused_models_save_and_load(spec: FusionSpec) -> None:
     """A fused model has equal logits after zoo.save and zoo.load."""
-    members = _members(_count(spec))
+    # Of features, those of members whose images, and so whose tokens and maps, differ in size.
+    sides = (8, 12, 8) if spec.kind == "features" else (8,)
+    members = _members(count(spec), sides)
     started = members.pop() if "base" in spec.uses and len(members) > 1 else _members(1)[0]
     base = started if "base" in spec.uses else None
     while len(members) < spec.members[0]:
@@ -118,8 +39,9 @@ def fused_models_save_and_load(spec: FusionSpec) -> None:
 
 
 def output_has_the_promised_shape(spec: FusionSpec) -> None:
-    """A fuser of features gives [B, out_features] for members of different sizes."""
-    fuser = _feature_fuser(spec)
+    """A fuser of features gives [B, out_features] for members of different sizes: pooled features
+    and tokens differ in D, tokens in number too, maps are of one height and width."""
+    fuser = _feature_fuser(spec).eval()
     for batch in (1, 2, 7):
         out = fuser(_features(spec, batch))
         assert out.shape == (batch, fuser.out_features), (
@@ -131,16 +53,31 @@ def gradients_reach_everything(spec: FusionSpec) -> None:
     """A loss on the output reaches every member's features and every parameter."""
     fuser = _feature_fuser(spec).train()
     features = [part.requires_grad_() for part in _features(spec, 8)]
-    fuser(features).square().sum().backward()
+    out = fuser(features)
+    # Not the sum of squares, which is the same for whatever a last layer norm gives.
+    (out * torch.linspace(-1, 1, out.shape[1])).square().sum().backward()
     for number, part in enumerate(features):
         assert part.grad is not None, (
-            f"no gradient reaches the features of member {number + 1} of {spec.name}")
+            f"no gradient reaches the features of member {number + 1} of {spec.name}; use those of "
+            "every member in forward, without detach()")
         assert bool(part.grad.abs().sum() > 0), (
             f"the gradient at the features of member {number + 1} of {spec.name} is zero")
     for name, parameter in fuser.named_parameters():
         assert parameter.grad is not None, (
             f"no gradient reaches the parameter {name!r} of {spec.name}; use it in forward, or "
             "register it as a buffer")
+
+
+def images_do_not_mix(spec: FusionSpec) -> None:
+    """In evaluation, what a fuser of features gives for an image depends on that image alone."""
+    fuser = _feature_fuser(spec).eval()
+    features = _features(spec, 4)
+    with torch.no_grad():
+        alone = fuser([part[:1] for part in features])
+        among = fuser(features)[:1]
+    assert torch.allclose(alone, among, atol=_TOLERANCE), (
+        f"{spec.name} answers differently for an image alone and among others; normalise by image, "
+        "or keep running statistics for evaluation")
 
 
 def same_seed_builds_the_same_fuser(spec: FusionSpec) -> None:
@@ -161,7 +98,8 @@ def compiles_and_autocasts(spec: FusionSpec) -> None:
         compiled = torch.compile(module, backend="eager", fullgraph=True)(inputs)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        raise AssertionError(f"{spec.name} does not compile to one graph: {first}") from error
+        raise AssertionError(f"{spec.name} does not compile to one graph: {first}; let forward be "
+                             "plain tensor code") from error
     assert torch.allclose(compiled, expected, atol=_TOLERANCE), (
         f"{spec.name} answers differently when it is compiled")
     with torch.inference_mode():
@@ -169,6 +107,42 @@ def compiles_and_autocasts(spec: FusionSpec) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = module(inputs)
     assert bool(out.isfinite().all()), f"{spec.name} is not finite under bfloat16 autocast"
+
+
+def inputs_stay_as_they_are(spec: FusionSpec) -> None:
+    """The fuser changes none of the tensors that it is given."""
+    module, inputs = _module_and_inputs(spec)
+    before = [part.clone() for part in inputs]
+    module.eval()(inputs)
+    for number, (old, new) in enumerate(zip(before, inputs, strict=True), 1):
+        assert torch.equal(old, new), (
+            f"{spec.name} changed what member {number} gave; work without in-place operations")
+
+
+def every_device_of_the_machine_works(spec: FusionSpec) -> None:
+    """The answer on every device is about the CPU's."""
+    module, inputs = _module_and_inputs(spec)
+    expected = module.eval()(inputs)
+    for device in devices():
+        moved = inputs.to(device) if isinstance(inputs, Tensor) else [
+            part.to(device) for part in inputs]
+        try:
+            answer = module.to(device)(moved).cpu()
+        except RuntimeError as error:
+            raise AssertionError(f"{spec.name} does not work on {device}: {error}; keep tensors in "
+                                 "parameters and buffers, which move with the module") from error
+        assert torch.allclose(answer, expected, atol=1e-3), (
+            f"{spec.name} answers differently on {device}; keep tensors in parameters and buffers, "
+            "and draw no random numbers in eval mode")
+
+
+def errors_name_option_and_value(spec: FusionSpec) -> None:
+    """A number that an option cannot be is refused by an error that names both, or works."""
+    def use(options: Mapping[str, Any]) -> None:
+        module, inputs = _module_and_inputs(spec, options)
+        module.eval()(inputs)
+
+    want_errors_that_name(spec, use)
 
 
 def answers_are_log_probabilities(spec: FusionSpec) -> None:
@@ -218,68 +192,20 @@ def outputs_of_copies_are_the_members(spec: FusionSpec) -> None:
         f"copies of one member do not answer like it in {spec.name}; say idempotent=False")
 
 
-def wrong_options_are_named(spec: FusionSpec) -> None:
-    """An option that does not exist is refused with the list of those that do."""
-    try:
-        checked(spec, {"no_such_option": 1})
-    except OptionError as error:
-        assert "no_such_option" in str(error)
-    else:
-        raise AssertionError(f"{spec.name} takes an option that does not exist")
-
-
-def _merge(
-    spec: FusionSpec, states: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    return merge_states(states, load(spec), spec=spec, base=base if "base" in spec.uses else None,
-                        options=checked(spec, {}))
-
-
-def _want_close(
-    spec: FusionSpec, one: Mapping[str, Tensor], other: Mapping[str, Tensor], problem: str
-) -> None:
-    for key in other:
-        assert torch.allclose(one[key].double(), other[key].double(), atol=_TOLERANCE), (
-            f"{spec.name}: {problem} (at {key!r})")
-
-
-def _count(spec: FusionSpec) -> int:
+def count(spec: FusionSpec) -> int:
+    """Members to check a strategy with: three, or the nearest number that it takes."""
     fewest, most = spec.members
     return min(max(3, fewest), most or 3)
 
 
-def _states(count: int) -> list[dict[str, Tensor]]:
-    return [_state(seed) for seed in range(count)]
-
-
-def _state(seed: int) -> dict[str, Tensor]:
-    """A convolution, batch norm with its counter, and a classifier."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return {
-        "conv.weight": normal(4, 3, 3, 3), "bn.weight": normal(4), "bn.bias": normal(4),
-        "bn.running_mean": normal(4), "bn.running_var": normal(4).square() + 0.1,
-        "bn.num_batches_tracked": torch.tensor(10 + seed),
-        "fc.weight": normal(_CLASSES, 4), "fc.bias": normal(_CLASSES), "scale": normal(1)[0],
-    }
-
-
-def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for key, tensor in state.items()}
-
-
-def _members(count: int) -> list[Model]:
-    return [backbone("zoo/mnist_cnn", num_classes=_CLASSES, image_size=8, seed=seed, device="cpu")
-            for seed in range(count)]
+def _members(count: int, sides: Sequence[int] = (8,)) -> list[Model]:
+    return [backbone("zoo/mnist_cnn", num_classes=_CLASSES, image_size=sides[seed % len(sides)],
+                     seed=seed, device="cpu") for seed in range(count)]
 
 
 def _data(spec: FusionSpec) -> Any:
-    """Images and labels to fit on, for a strategy that does."""
-    if spec.kind != "outputs":
+    """Images and labels, for a strategy that learns from some."""
+    if spec.kind != "outputs" and not spec.uses & {"data", "labels", "score"}:
         return None
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(32, 3, 8, 8, generator=generator)
@@ -297,24 +223,26 @@ def _want_same_logits(spec: FusionSpec, model: Model) -> None:
             "it has learnt in parameters and buffers")
 
 
-def _build(spec: FusionSpec, *arguments: Any) -> nn.Module:
+def _build(
+    spec: FusionSpec, *arguments: Any, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = load(spec)(*arguments, **checked(spec, {}))
+        module = load(spec)(*arguments, **checked(spec, options or {}))
     assert isinstance(module, nn.Module), (
         f"{spec.build} gave a {type(module).__name__}, expected an nn.Module")
     return module
 
 
-def _feature_fuser(spec: FusionSpec) -> Any:
-    fuser = _build(spec, list(_DIMS))
+def _feature_fuser(spec: FusionSpec, options: Mapping[str, Any] | None = None) -> Any:
+    fuser = _build(spec, list(_DIMS), options=options)
     assert isinstance(getattr(fuser, "out_features", None), int), (
         f"{spec.name} does not say its size; set self.out_features to D of its output [B, D]")
     return fuser
 
 
-def _output_fuser(spec: FusionSpec) -> Any:
-    fuser: Any = _build(spec, len(_DIMS), _CLASSES)
+def _output_fuser(spec: FusionSpec, options: Mapping[str, Any] | None = None) -> Any:
+    fuser: Any = _build(spec, len(_DIMS), _CLASSES, options=options)
     if hasattr(fuser, "fit"):
         fuser.fit(_logits(64), torch.arange(64) % _CLASSES)
     return fuser.eval()
@@ -322,35 +250,33 @@ def _output_fuser(spec: FusionSpec) -> Any:
 
 def _features(spec: FusionSpec, batch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(batch)
-    shape = {"vectors": (), "tokens": (6,), "maps": ()}[spec.takes]
-    after = (3, 3) if spec.takes == "maps" else ()
-    return [torch.randn(batch, *shape, dim, *after, generator=generator) for dim in _DIMS]
+    before: Sequence[tuple[int, ...]] = ((6,), (1,), (4,)) if spec.takes == "tokens" else ((),) * 3
+    after = (3, 2) if spec.takes == "maps" else ()
+    return [torch.randn(batch, *count, dim, *after, generator=generator)
+            for count, dim in zip(before, _DIMS, strict=True)]
 
 
 def _logits(batch: int) -> Tensor:
     return torch.randn(len(_DIMS), batch, _CLASSES, generator=torch.Generator().manual_seed(0))
 
 
-def _module_and_inputs(spec: FusionSpec) -> tuple[nn.Module, Any]:
+def _module_and_inputs(
+    spec: FusionSpec, options: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, Any]:
     if spec.kind == "features":
-        return _feature_fuser(spec), _features(spec, 4)
-    return _output_fuser(spec), _logits(4)
+        return _feature_fuser(spec, options), _features(spec, 4)
+    return _output_fuser(spec, options), _logits(4)
 
 
-CHECKS: Mapping[str, Sequence[Callable[[FusionSpec], None]]] = {
-    "weights": (
-        inputs_stay_as_they_are, keys_shapes_and_dtypes_are_kept, integer_buffers_are_copied,
-        same_seed_gives_same_bytes, copies_of_a_model_give_it_back, order_does_not_matter,
-        every_device_of_the_machine_works, fused_models_save_and_load, wrong_options_are_named,
-    ),
-    "features": (
-        output_has_the_promised_shape, gradients_reach_everything,
-        same_seed_builds_the_same_fuser, compiles_and_autocasts, fused_models_save_and_load,
-        wrong_options_are_named,
-    ),
-    "outputs": (
-        answers_are_log_probabilities, refuses_to_answer_unfitted, outputs_order_does_not_matter,
-        outputs_of_copies_are_the_members, compiles_and_autocasts, fused_models_save_and_load,
-        wrong_options_are_named,
-    ),
-}
+FEATURES: Sequence[Callable[[FusionSpec], None]] = (
+    output_has_the_promised_shape, gradients_reach_everything, images_do_not_mix,
+    same_seed_builds_the_same_fuser,
+    inputs_stay_as_they_are, every_device_of_the_machine_works, compiles_and_autocasts,
+    fused_models_save_and_load, errors_name_option_and_value,
+)
+OUTPUTS: Sequence[Callable[[FusionSpec], None]] = (
+    answers_are_log_probabilities, refuses_to_answer_unfitted, outputs_order_does_not_matter,
+    outputs_of_copies_are_the_members, inputs_stay_as_they_are, every_device_of_the_machine_works,
+    compiles_and_autocasts, fused_models_save_and_load,
+    errors_name_option_and_value,
+)

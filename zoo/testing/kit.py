@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zoo.discovery import discovery
-from zoo.errors import OptionError, UnknownName
+from zoo.errors import OptionError, UnknownName, ZooError
 from zoo.names import canonical_namespace, suggest
 from zoo.specs import AnySpec, BackboneSpec, DatasetSpec, FusionSpec, TransferSpec
 
@@ -49,19 +50,13 @@ def checks(namespace: str, names: Sequence[str] = ()) -> list[Check]:
     names: those of a catalogue to check, `["resnet18"]`; it may hold too many for all.
     Raises PluginError when it cannot be loaded.
     """
-    from zoo.testing import backbones, datasets, fusions, plugins, transfers
+    from zoo.testing import plugins
 
     namespace = canonical_namespace(namespace)
     found = [Check(function.__name__, namespace, _bound(function, namespace))
              for function in plugins.CHECKS]
-    by_type: dict[type[Any], Sequence[Callable[[Any], None]]] = {
-        BackboneSpec: backbones.CHECKS, TransferSpec: transfers.CHECKS,
-        DatasetSpec: datasets.CHECKS,
-    }
     for spec in _specs(namespace, names):
-        functions = (fusions.CHECKS[spec.kind] if isinstance(spec, FusionSpec)
-                     else by_type[type(spec)])
-        for function in (*plugins.SPEC_CHECKS, *functions):
+        for function in (*plugins.SPEC_CHECKS, *_of_its_kind(spec)):
             found.append(Check(function.__name__, spec.name, _bound(function, spec)))
     return found
 
@@ -77,14 +72,14 @@ def run_checks(
     collected = checks(namespace, names)
     _want_known(expected, collected)
     for check in collected:
+        announced = _announced(check, expected)
         try:
             check()
         except Exception as error:
-            reason = str(error) or type(error).__name__
-            announced = _announced(check, expected)
-            yield Outcome(check, "expected" if announced else "failed", announced or reason)
+            yield Outcome(check, "expected" if announced else "failed", announced or _why(error))
         else:
-            yield Outcome(check, "passed")
+            passed = "it passes; take it out of expected_failures"
+            yield Outcome(check, "failed" if announced else "passed", passed if announced else "")
 
 
 def parametrize_with_checks(
@@ -112,6 +107,18 @@ def parametrize_with_checks(
     return pytest.mark.parametrize("check", parameters)
 
 
+def _of_its_kind(spec: AnySpec) -> Sequence[Callable[[Any], None]]:
+    from zoo.testing import backbones, datasets, fusions, transfers, weights
+
+    if isinstance(spec, FusionSpec):
+        return {"weights": weights.CHECKS, "features": fusions.FEATURES,
+                "outputs": fusions.OUTPUTS}[spec.kind]
+    by_type: Mapping[type[Any], Sequence[Callable[[Any], None]]] = {
+        BackboneSpec: backbones.CHECKS, TransferSpec: transfers.CHECKS,
+        DatasetSpec: datasets.CHECKS}
+    return by_type[type(spec)]
+
+
 def _specs(namespace: str, names: Sequence[str]) -> list[AnySpec]:
     loaded = discovery().load(namespace)
     specs = [replace(spec, name=f"{namespace}/{spec.name}") for spec in loaded.specs.values()]
@@ -131,6 +138,15 @@ def _bound(function: Callable[[Any], None], subject: Any) -> Callable[[], None]:
             function(subject)
 
     return run
+
+
+def _why(error: Exception) -> str:
+    """What a check says, and of an exception of the plugin's own also where it was raised."""
+    if isinstance(error, AssertionError | ZooError) and str(error):
+        return str(error)
+    *_, last = traceback.extract_tb(error.__traceback__)
+    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{told} (at {last.filename}:{last.lineno})"
 
 
 def _announced(check: Check, expected: Mapping[str, str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -10,9 +12,20 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from zoo.assembly import backbone
+from zoo.datasets import load_data
+from zoo.errors import TrainingError
 from zoo.model import Model
+from zoo.options import accepts, checked
+from zoo.registry import load
 from zoo.specs import TransferSpec
+from zoo.store import load as load_model
+from zoo.store import save
+from zoo.testing.devices import devices
+from zoo.testing.options import want_errors_that_name
 from zoo.training import Transferred, transfer
+from zoo.training.settings import Settings
+from zoo.training.streams import Stream
+from zoo.transfers.objective import Objective
 
 _CLASSES = 4
 
@@ -42,6 +55,73 @@ def same_seed_trains_the_same(spec: TransferSpec) -> None:
             "torch's generator, which the loop seeds")
 
 
+def gradients_reach_what_trains(spec: TransferSpec) -> None:
+    """In each of its phases a loss reaches every parameter that the method lets train."""
+    model, teachers = _model(), [_model(seed=7)] if "teachers" in spec.uses else []
+    target = load_data(_data(1), role="train") if "unlabelled" in spec.uses else None
+    for objective in _objectives(spec, model, teachers):
+        objective.choose_trained()
+        frozen = not objective.trunk and not objective.needs_images
+        stream = Stream(model, load_data(_data(0), role="train"), Settings(batch_size=8), target,
+                        teachers, frozen=frozen)
+        objective.train()
+        loss = objective(next(stream.epoch(0, 0)))
+        assert isinstance(loss, Tensor), (
+            f"the loss of {spec.name} is a {type(loss).__name__}; return a tensor of one number")
+        assert loss.ndim == 0, (
+            f"the loss of {spec.name} has the shape {list(loss.shape)}; return the mean over the "
+            "batch, a tensor of one number")
+        torch.autograd.backward(loss)
+        for name, parameter in objective.named_parameters():
+            assert parameter.grad is not None or not parameter.requires_grad, (
+                f"no gradient reaches {name!r}, which {spec.name} lets train; use it in the loss, "
+                "or freeze it in choose_trained()")
+        objective.zero_grad()
+
+
+def trains_in_bfloat16(spec: TransferSpec) -> None:
+    """It trains under bfloat16 autocast, with a finite loss."""
+    try:
+        _transfer(spec, _model(), precision="bfloat16")
+    except (RuntimeError, TrainingError) as error:
+        raise AssertionError(f"{spec.name} does not train with precision='bfloat16': {error}; "
+                             "compute logarithms and divisions in float32, and cast to the dtype "
+                             "that you meet") from error
+
+
+def trains_on_every_device(spec: TransferSpec) -> None:
+    """An epoch runs on every device of the machine, and the model stays on it."""
+    for device in devices():
+        model = _model().to(device)
+        teachers = [_model(seed=7).to(device)] if "teachers" in spec.uses else []
+        try:
+            _transfer(spec, model, teachers=teachers)
+        except RuntimeError as error:
+            raise AssertionError(f"{spec.name} does not train on {device}: {error}; make tensors "
+                                 "on the device of those that you are given") from error
+        assert model.device.type == device.type, (
+            f"{spec.name} moved the model from {device}; leave it where it is")
+
+
+def trained_models_save_and_load(spec: TransferSpec) -> None:
+    """A trained model has equal logits after zoo.save and zoo.load: what a method brings for the
+    training does not stay in the model."""
+    model = _model()
+    _transfer(spec, model)
+    with TemporaryDirectory() as folder, torch.no_grad():
+        save(model, Path(folder, "model"))
+        loaded = load_model(Path(folder, "model"), device="cpu")
+        assert torch.equal(loaded(_images(2)), model(_images(2))), (
+            f"a model trained by {spec.name} answers differently after save and load; hang nothing "
+            "on the model, bring modules in the objective")
+
+
+def errors_name_option_and_value(spec: TransferSpec) -> None:
+    """A number that an option cannot be is refused by an error that names both, or works."""
+    teachers = [_model(seed=7)] if "teachers" in spec.uses else []
+    want_errors_that_name(spec, lambda options: _objectives(spec, _model(), teachers, options))
+
+
 def loss_is_a_mean(spec: TransferSpec) -> None:
     """The loss is a finite mean over the batch: twice the batch size, about the same loss."""
     losses = [_transfer(spec, _model(), batch_size=size, lr=1e-12).history[0]["loss"]
@@ -60,7 +140,19 @@ def teachers_stay_as_they_are(spec: TransferSpec) -> None:
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
     _transfer(spec, _model(), teachers=[teacher])
     for key, tensor in teacher.state_dict().items():
-        assert torch.equal(tensor, before[key]), f"{spec.name} changed {key!r} of its teacher"
+        assert torch.equal(tensor, before[key]), (
+            f"{spec.name} changed {key!r} of its teacher; read what teachers say from batch.taught")
+
+
+def _objectives(
+    spec: TransferSpec, model: Model, teachers: Sequence[Model],
+    options: Mapping[str, Any] | None = None,
+) -> list[Objective]:
+    builder = load(spec)
+    extra = {"teachers": teachers} if accepts(builder, "teachers") else {}
+    built = builder(model, criterion=torch.nn.functional.cross_entropy, **extra,
+                    **checked(spec, options or {}))
+    return [built] if isinstance(built, Objective) else [phase.objective for phase in built]
 
 
 def _model(seed: int = 0) -> Model:
@@ -70,11 +162,14 @@ def _model(seed: int = 0) -> Model:
 def _transfer(spec: TransferSpec, model: Model, **settings: Any) -> Transferred:
     given: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2, **settings}
     if "unlabelled" in spec.uses:
-        given["unlabelled"] = TensorDataset(_images(1), torch.zeros(32, dtype=torch.long))
+        given["unlabelled"] = _data(1)
     if "teachers" in spec.uses:
         given.setdefault("teachers", [_model(seed=7)])
-    data = TensorDataset(_images(0), torch.arange(32) % _CLASSES)
-    return transfer(model, data, spec.name, **given)
+    return transfer(model, _data(0), spec.name, **given)
+
+
+def _data(seed: int) -> TensorDataset:
+    return TensorDataset(_images(seed), torch.arange(32) % _CLASSES)
 
 
 def _images(seed: int) -> Tensor:
@@ -83,4 +178,6 @@ def _images(seed: int) -> Tensor:
 
 CHECKS: Sequence[Callable[[TransferSpec], None]] = (
     trains_and_says_so, same_seed_trains_the_same, loss_is_a_mean, teachers_stay_as_they_are,
+    gradients_reach_what_trains, trains_in_bfloat16, trains_on_every_device,
+    trained_models_save_and_load, errors_name_option_and_value,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from zoo.datasets import ImageData
 from zoo.device import resolve_dtype
@@ -67,7 +67,8 @@ class Loop:
         self.wrapped: torch.nn.Module = self.objective
         self.accelerator: Accelerator | None = None
         if stream.world > 1:  # one process needs none of it, nor its settings for the whole process
-            self.accelerator = Accelerator(device_placement=False)
+            idle = DistributedDataParallelKwargs(find_unused_parameters=result.model.unpooled)
+            self.accelerator = Accelerator(device_placement=False, kwargs_handlers=[idle])
             self.wrapped = self.accelerator.prepare(self.objective)
 
     def fit(self, checkpoint: Checkpoint) -> None:

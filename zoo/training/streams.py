@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.datasets import Batches, ImageData, index_batches, to_unit
 from zoo.errors import DataError, TrainingError
-from zoo.features import Features, extract, take, trunk_features
+from zoo.features import Features, can_hold, extract, take, trunk_features
 from zoo.model import Model
 from zoo.training.augmentation import augmented
 from zoo.training.settings import Settings
@@ -20,9 +20,9 @@ from zoo.transfers.objective import Batch, Taught
 class Stream:
     """The same data epoch after epoch, in an order that depends on (seed, epoch) alone.
 
-    frozen: the model's trunk does not change, so its features are computed here, once. Without
-    augmentation the teachers' are too. rank, world: of several processes, which take turns at the
-    batches; without `shuffled` each has them all.
+    frozen: the model's trunk does not change, so its features are computed here, once, where there
+    is room for them. Without augmentation the teachers' are too. rank, world: of several processes,
+    which take turns at the batches; without `shuffled` each has them all.
     """
 
     steps: int
@@ -47,7 +47,7 @@ class Stream:
         self.features: Features | None = None
         self.taught: list[Features] | None = None
         if not self.augments:
-            if frozen:
+            if frozen and can_hold(model, self.data):
                 self.features = trunk_features(model, self.data, workers=settings.workers)
             self.taught = [_computed_once(teacher, self.data, settings) for teacher in teachers]
         batches = len(self._order(0))
@@ -121,7 +121,7 @@ class Stream:
                 if self.taught is None:
                     assert images is not None
                     embedding, logits = _answer(teacher, images.to(teacher.device))
-                elif teacher.splits:
+                elif _is_joined_here(teacher):
                     embedding = teacher.join(take(self.taught[number], rows, teacher.device))
                     logits = teacher.classify(embedding)
                 else:
@@ -139,11 +139,16 @@ def with_labels(data: ImageData, classes: Sequence[str]) -> ImageData:
 
 
 def _computed_once(teacher: Model, data: ImageData, settings: Settings) -> Features:
-    """A teacher's features of all images; its embedding and logits where these need more."""
-    if teacher.splits:
+    """A teacher's features of all images; its embedding and logits where these need more, or
+    less room."""
+    if _is_joined_here(teacher):
         return trunk_features(teacher, data, workers=settings.workers)
     return extract(teacher, data, lambda x: _answer(teacher, x), description="teacher",
                    workers=settings.workers)
+
+
+def _is_joined_here(teacher: Model) -> bool:
+    return teacher.splits and teacher.takes == "vectors"
 
 
 def _answer(teacher: Model, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,7 @@ def transfer(
     train_set, val_set = _training_data(model, data, val, settings)
     target_set = _unlabelled(model, spec, unlabelled)
     result = Transferred(model, spec.name)
+    started_from = digest(model.state_dict())
     own = [model.device] if model.device.type == "cuda" else []
     with _only_training(result, teachers), torch.random.fork_rng(devices=own):
         set_seed(seed, model.device)
@@ -120,7 +121,7 @@ def transfer(
         phases = _build(spec, model, settings, teachers, values)
         _train(result, phases, settings, train_set, val_set, target_set, teachers, kept)
     result.seconds = time.perf_counter() - start
-    _remember(result, settings, values, train_set, activation, teachers)
+    _remember(result, settings, values, train_set, activation, teachers, started_from)
     return result
 
 
@@ -256,13 +257,13 @@ def _lengths(method: str, phases: Sequence[Phase], epochs: int) -> list[int]:
 
 def _remember(
     result: Transferred, settings: Settings, values: Mapping[str, Any], data: ImageData,
-    activation: str | None, teachers: Sequence[Model],
+    activation: str | None, teachers: Sequence[Model], started_from: str,
 ) -> None:
     """Write the transfer into the model's own recipe, as JSON values."""
     changed = {name: value for name, value in asdict(settings).items()
                if value != getattr(Settings(), name) or name in ("epochs", "lr", "seed")}
     told = {"method": result.method, "settings": changed, "options": dict(values),
-            "images": len(data), "data": data.fingerprint()}
+            "images": len(data), "data": data.fingerprint(), "started_from": started_from}
     if activation:
         told["activation"] = activation
     if teachers:

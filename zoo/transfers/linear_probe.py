@@ -7,6 +7,6 @@ from zoo.transfers.objective import Criterion, Objective
 
 
 def linear_probe(model: Model, *, criterion: Criterion) -> Objective:
-    """Train only what comes after the members' pooled features: the classifier, and the fuser of a
+    """Train only what comes after the members' features: the classifier, and the fuser of a
     fused model. The networks run once over the data."""
     return Objective(model, criterion, trunk=False)

@@ -28,10 +28,12 @@ class Taught:
 class Batch:
     """One step's data, on the model's device.
 
-    labels: [B], the model's own class numbers. images: [B, C, H, W] on [0, 1], None when the trunk
-    is frozen and its `features` (one [B, Dᵢ] per member) are given instead. unlabelled: target
-    images, for methods that use them. taught: one entry per teacher. progress: the share of the
-    whole training that is done, in [0, 1).
+    labels: [B], the model's own class numbers.
+    images: [B, C, H, W] on [0, 1]; None when the trunk is frozen and `features` are given instead.
+    features: what each member gives: [B, Dᵢ], tokens [B, Nᵢ, Dᵢ] or maps [B, Cᵢ, H, W].
+    unlabelled: target images, for methods that use them.
+    taught: one entry per teacher.
+    progress: the share of the whole training that is done, in [0, 1).
     """
 
     labels: Tensor
@@ -49,9 +51,11 @@ class Objective(nn.Module):
     that a subclass brings, and calls the objective itself, so that it can be wrapped for
     distributed training.
 
-    trunk: whether the members' networks train, or only what comes after their pooled features;
-    a frozen trunk is run once over the data, not in every epoch. norms: what batch norm does while
-    the trunk trains: `"frozen"` keeps the statistics, `"auto"` keeps those of pretrained members.
+    trunk: whether the members' networks train, or only what comes after their features; a
+        frozen trunk is run once over the data, where there is room for what it gives, not in every
+        epoch.
+    norms: what batch norm does while the trunk trains: `"frozen"` keeps the statistics, `"auto"`
+        keeps those of pretrained members.
     """
 
     needs_images = False

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from zoo_keras import applications
-from zoo_keras.backend import building, keras
-from zoo_keras.network import KerasNet
-from zoo_keras.table import NETWORKS
 
 import zoo
 from zoo.errors import OptionError, WeightsError
 from zoo.testing import checks
+from zoo_keras import applications
+from zoo_keras.backend import building, keras
+from zoo_keras.network import KerasNet
+from zoo_keras.table import NETWORKS
 
 # Keras 3.15 under numpy 2, when it writes a file.
 pytestmark = pytest.mark.filterwarnings(

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from zoo_keras.backend import building, keras
 
 import zoo
 from zoo.errors import OptionError, WeightsError
+from zoo_keras.backend import building, keras
 
 # Keras 3.15 under numpy 2, when it writes a file.
 pytestmark = pytest.mark.filterwarnings(

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_lite
 from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.nn import functional
-from zoo_lite.efficientnet_lite import build, weights_file
 
+import zoo_lite
 from zoo.backbones import Preprocessing
 from zoo.backbones.semantics import pooled_features
 from zoo.errors import WeightsError
+from zoo_lite.efficientnet_lite import build, weights_file
 
 NUMBERS = (0, 1, 2)
 # Blocks of each of the seven stages, and the stride of a stage's first block.

@@ -13,12 +13,12 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
-from zoo_torchvision.build import build
 
 import zoo
 from zoo.backbones import Preprocessing
 from zoo.errors import OptionError, WeightsError
 from zoo.testing import run_checks
+from zoo_torchvision.build import build
 
 Publish = Callable[..., Path]
 

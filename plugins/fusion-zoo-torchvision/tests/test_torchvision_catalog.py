@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import zoo_torchvision
 from torchvision import models
-from zoo_torchvision.catalog import TorchvisionCatalog
 
 import zoo
+import zoo_torchvision
 from zoo.errors import UnknownName, ZooError
+from zoo_torchvision.catalog import TorchvisionCatalog
 
 CACHED = f"torchvision-{metadata.version('torchvision')}.json"
 

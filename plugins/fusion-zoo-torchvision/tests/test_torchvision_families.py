@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torchvision import models
+
 from zoo_torchvision.build import build
 from zoo_torchvision.families import FAMILIES
 

@@ -1,1 +1,2 @@
-"""Fusions of features: from the members' pooled features to one embedding, one paper a file."""
+"""Fusions of features: from what the members give before their classifiers to one embedding, one
+paper a file."""

@@ -1,0 +1,32 @@
+"""Run a network with given weights and watch what its modules put out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def watched(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    batch: Tensor,
+    names: Collection[str],
+    see: Callable[[str, Tensor], Tensor | None],
+) -> None:
+    """Run the module in its mode on a batch.
+
+    see: gets the name and the output of each module in `names`, as often as it runs; a tensor that
+    it returns takes the output's place.
+    """
+    def hook(name: str) -> Any:
+        return lambda module, inputs, out: see(name, out)
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(module.get_submodule(name).register_forward_hook(hook(name)).remove)
+        torch.func.functional_call(module, dict(state), (batch,), tie_weights=False)
