@@ -215,7 +215,7 @@ def test_wrong_permutations_are_refused() -> None:
     graph = trace(net, images())
     with pytest.raises(FusionError, match=r"has no group 'x'. Take the names from graph.groups"):
         permute(net.state_dict(), graph, {"x": torch.arange(5)})
-    with pytest.raises(FusionError, match=r"order of '0.weight:0' is no permutation of its 5 units"):
+    with pytest.raises(FusionError, match="is no permutation of its 5 units"):
         permute(net.state_dict(), graph, {"0.weight:0": torch.tensor([0, 1, 2, 3, 3])})
     other = nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 2)).state_dict()
     with pytest.raises(ShapeMismatch, match=r"'0.weight' is \[6, 3, 3, 3\], and \[5, 3, 3, 3\] in"):

@@ -169,7 +169,7 @@ class _Reader:
         names = {*common, *(name for _, own in models for name in own)} - set(_IDLE)
         found: dict[str, Any] = {}
         for name in sorted(names):
-            flag = (name, common.get(name))
+            flag = (name, bool(common.get(name)))
             if flag in _FLAGS:
                 told = _FLAGS[flag]
                 found |= {told[0]: told[1]} if told else {}
