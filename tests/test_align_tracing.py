@@ -73,9 +73,9 @@ def test_concatenated_channels_stand_side_by_side() -> None:
     assert places(second)["bn.running_var", 0] == [[0], [1], [2]]
 
 
-def test_residual_connections_tie_groups_together() -> None:
+def test_binary_operations_tie_groups_together() -> None:
     net = Net({"a": conv(3, 4), "b": conv(4, 6), "c": conv(6, 4), "d": conv(4, 2)},
-              lambda net, x: net.d(net.a(x) + net.c(F.relu(net.b(net.a(x))))))
+              lambda net, x: net.d(torch.max(net.a(x), net.c(F.relu(net.b(net.a(x)))))))
     graph = trace(net, images())
     assert sizes(graph) == {"a.weight:0": 4, "b.weight:0": 6}
     assert {("a.weight", 0), ("b.weight", 1), ("c.weight", 0), ("c.bias", 0), ("d.weight", 1)} <= (
