@@ -72,12 +72,21 @@ def test_every_snippet_runs(page: Path, workplace: Path) -> None:
         for _, text in blocks(page.with_name(WRITTEN_BY[page.name]), "python"):
             _write_module(workplace, text)
     names: dict[str, object] = {}
-    for language, text in blocks(page, "python", "console"):
-        if language == "console":
+    for language, text in blocks(page, "python", "console", "yaml"):
+        if language == "yaml":
+            _write_file(workplace, text)
+        elif language == "console":
             for line in text.splitlines():
                 _run(line.partition("  #")[0].strip())
         elif not _write_module(workplace, text) and "path/to" not in text:
             exec(compile(text, page.name, "exec"), names)
+
+
+def _write_file(workplace: Path, text: str) -> None:
+    """A file that the commands after it use: its first line is its name."""
+    file = re.match(r"# ([\w-]+\.yml)\n", text)
+    if file:
+        (workplace / file[1]).write_text(text)
 
 
 def _write_module(workplace: Path, text: str) -> bool:

@@ -29,6 +29,9 @@ def zoo_fusions():
                        **common),
         zoo.FusionSpec(name="looks", build="zoo_acme:looks", can_use={"data", "module", "base"},
                        **common),
+        zoo.FusionSpec(name="may", build="zoo_acme:may", uses={"data", "module"},
+                       can_use={"labels", "score"}, **common),
+        zoo.FusionSpec(name="tells", build="zoo_acme:tells", kind="weights", summary="s"),
     ]
 
 def best(states, *, weights, score):
@@ -50,6 +53,21 @@ def likely(states, *, weights, module, data, labels):
     assert len(data) == len(labels) == len(list(data)) == len(list(data))
     SEEN["losses"] = [loss(state) for state in states]
     return min(states, key=loss)
+
+def may(states, *, weights, data, module, labels, score):
+    batch = next(iter(data))
+    SEEN["may"] = (labels is None, score is None, batch.dtype, next(module.parameters()).dtype)
+    module(batch)
+    return states[0]
+
+def tells(tensors, *, key, report, wrong: bool = False):
+    """The first member.
+
+    Options:
+        wrong: report what is no JSON
+    """
+    report[key] = tensors[0] if wrong else tensors[0].numel()
+    return tensors[0].clone()
 
 def looks(states, *, weights, base, data, module):
     SEEN["looks"] = (base is None, None if data is None else next(iter(data)).shape,
@@ -143,3 +161,58 @@ def test_what_must_be_used_and_is_not_there_is_asked_for(
     unlabelled = TensorDataset(images(labels=False))
     with pytest.raises(DataError, match="label"):
         zoo.fuse(pair, "acme/best", data=unlabelled, norms="pooled")
+
+
+def small(count: int = 2) -> list[Model]:
+    return [zoo.backbone("zoo/mnist_cnn", num_classes=2, image_size=8, seed=seed, device="cpu")
+            for seed in range(count)]
+
+
+def test_labels_are_given_where_there_are_some(seen: Callable[[], dict[str, Any]]) -> None:
+    pixels, truth = images().tensors
+    zoo.fuse(small(), "acme/may", data=TensorDataset(pixels, truth))
+    assert seen()["may"][:2] == (False, False)
+    zoo.fuse(small(), "acme/may", data=TensorDataset(pixels))
+    assert seen()["may"][:2] == (True, True)
+    with pytest.raises(DataError, match="class"):
+        zoo.fuse(small(), "acme/may", data=TensorDataset(pixels, truth + 1))
+
+
+def test_the_network_computes_in_the_precision_of_the_states(
+    seen: Callable[[], dict[str, Any]]
+) -> None:
+    fused = zoo.fuse([model.half() for model in small()], "acme/may", data=images())
+    assert seen()["may"][2:] == (torch.float32, torch.float32)
+    assert next(fused.parameters()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("norms", ["auto", "pooled", "reestimated"])
+def test_networks_without_batch_norm_are_scored_too(
+    seen: Callable[[], dict[str, Any]], norms: Any
+) -> None:
+    zoo.fuse(small(), "acme/best", data=images(), norms=norms)
+    assert len(seen()["scores"]) == 2
+
+
+def test_labels_that_batch_norm_needs_are_missed_before_any_work(
+    seen: Callable[[], dict[str, Any]]
+) -> None:
+    pair = [zoo.backbone("timm/test_resnet", num_classes=2, image_size=32, seed=seed, device="cpu")
+            for seed in (0, 1)]
+    with pytest.raises(DataError, match="label"):
+        zoo.fuse(pair, "acme/may", data=TensorDataset(images(labels=False)))
+    assert "may" not in seen()
+    zoo.fuse(pair, "acme/may", data=TensorDataset(images(labels=False)), norms="reestimated")
+    assert seen()["may"][0]
+
+
+def test_what_a_strategy_reports_stands_in_the_recipe(
+    seen: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    fused = zoo.fuse(small(), "acme/tells")
+    assert fused.recipe["report"]["fc2.bias"] == 2
+    zoo.save(fused, tmp_path / "out")
+    assert zoo.load(tmp_path / "out", device="cpu").recipe["report"] == fused.recipe["report"]
+    assert "report" not in zoo.fuse(small(), "average").recipe
+    with pytest.raises(FusionError, match=r"acme/tells .* what it reports is not JSON"):
+        zoo.fuse(small(), "acme/tells", wrong=True)

@@ -213,6 +213,8 @@ def test_two_runs_cannot_work_in_one_folder(first: Run) -> None:
     ({"strategy": "average", "weight": [0.25, 0.75]}, 0),
     ({"strategy": "ties", "density": 0.5}, 0),
     ({"strategy": "wise_ft"}, 0),
+    ({"strategy": "wise_ft", "search": {"alpha": "0..1"}}, 0),
+    ({"strategy": "greedy_soup"}, 0),
     ({"strategy": "mean"}, 1),
     ({"strategy": "weighted"}, 1),
     ({"strategy": "gated"}, 2),

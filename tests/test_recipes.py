@@ -138,8 +138,8 @@ def test_names_and_options_are_told_all_at_once(tmp_path: Path) -> None:
         "'auto', 'train' or 'frozen'",
         "18: target.transfer.hint: zoo/finetune: the option 'hint' is 'far': input should be a "
         "valid number",
-        "20: fuse.strategy: no fusion is called 'zoo/tise'; did you mean 'zoo/ties' or "
-        "'zoo/wise_ft'?",
+        "20: fuse.strategy: no fusion is called 'zoo/tise'; did you mean 'zoo/ties', "
+        "'zoo/wise_ft' or 'zoo/fisher'?",
         "23: evaluate.attacks.fgms: no attack is called 'fgms'; did you mean 'fgsm'?",
         "23: evaluate.attacks.fgsm: fgsm: the option 'eps' must be given; its options are eps",
         "23: evaluate.attacks.pgd.eps: pgd: the option 'eps' is 'big': input should be a valid "

@@ -43,7 +43,7 @@ def fusion(**fields: Any) -> FusionSpec:
     (FusionSpec, {"members": (0, None)}, "expected (fewest, most or None)"),
     (FusionSpec, {"uses": "base"}, "uses is 'base', expected a sequence"),
     (FusionSpec, {"uses": {"bases"}}, "expected a subset of ['base', 'data'"),
-    (FusionSpec, {"scope": "layer"}, "scope is 'layer', expected 'slice' or 'tensor' or 'model'"),
+    (FusionSpec, {"scope": "layer"}, "expected 'slice' or 'rows' or 'tensor' or 'model'"),
     (FusionSpec, {"scope": {"convention": "model"}}, "or {option: {value: one of these}}"),
     (FusionSpec, {"scope": 3}, "scope is 3, expected 'slice'"),
     (FusionSpec, {"measure": "zoo_acme"}, "measure is 'zoo_acme', expected 'module:attribute'"),

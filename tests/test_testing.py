@@ -38,8 +38,8 @@ def test_an_expected_failure_needs_a_check_and_must_fail(install: Install) -> No
     with pytest.raises(OptionError, match="did you mean 'is_described'"):
         parametrize_with_checks("acme", {"is_describd": "typo"})
     outcomes = list(run_checks("acme", {"acme/first-is_described": "it was once true"}))
-    assert [o.reason for o in outcomes if o.check.name == "is_described"] == [
-        "it passes; take it out of expected_failures"]
+    assert [(o.state, o.reason) for o in outcomes if o.check.name == "is_described"] == [
+        ("failed", "it passes; take it out of expected_failures")]
 
 
 def test_an_exception_of_the_plugins_own_says_where_it_was_raised(install: Install) -> None:

@@ -25,7 +25,8 @@ from zoo.specs import FUSION_USES, TRANSFER_USES, FusionSpec, Spec
 _ALWAYS = frozenset({"base", "data", "device", "dtype", "seed", "out", "weight"})
 _BY_KIND: Mapping[str, frozenset[str]] = {
     "backbone": frozenset({"name", "num_classes", "pretrained", "in_chans", "image_size"}),
-    "weights": FUSION_USES | {"key", "weights", "offset", "shape", "measured", "depth", "depths"},
+    "weights": FUSION_USES | {"key", "weights", "offset", "shape", "measured", "depth", "depths",
+                             "report"},
     "transfer": TRANSFER_USES | {"criterion"},
     "dataset": frozenset({"split"}),
 }

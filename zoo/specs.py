@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from zoo.errors import SpecError
 
 KINDS = ("weights", "features", "outputs")
-SCOPES = ("slice", "tensor", "model")
+SCOPES = ("slice", "rows", "tensor", "model")
 MEASURED_OVER = ("tensor", "model")
 TAKES = ("vectors", "tokens", "maps")
 FUSION_USES = frozenset({"base", "data", "labels", "module", "graph", "score"})
@@ -110,16 +110,19 @@ class FusionSpec(Spec):
     """A way of making one model of several. What `build` is depends on the kind:
 
     weights: a function `(tensors, *, base, key, weight, …options) -> Tensor`; scope `"slice"`
-        gives it flat parts, with their `offset` in the tensor and its `shape`, and scope `"model"`
-        makes it `(states, *, base, weights, …options) -> state`, `weights` by key. It takes those
-        keywords that it needs, and may ask for more: `seed`; `depth`, the place of the tensor's
-        layer from 0 (input) to 1 (output), `depths` by key for a model; and what `uses` and
-        `can_use` name. Pure: it changes no input, moves nothing, and draws random numbers from
-        seed, key and offset alone, so that no result depends on order, threads or cuts. With scope
-        `"model"` the states are whole, running statistics and integers included; the result has
-        at least the keys of `weights`, and running statistics in it are taken as they are.
-    features: `(dims, *, …options) -> nn.Module`, from a list of [B, Dᵢ] to [B, D], with
-        `out_features` D.
+        gives it flat parts, with their `offset` in the tensor and its `shape`; scope `"rows"` the
+        same, cut between rows only (one index of the first axis each; a vector is one row); scope
+        `"model"` makes it `(states, *, base, weights, …options) -> state`, `weights` by key. It
+        takes those keywords that it needs, and may ask for more: `seed`; `depth`, the place of the
+        tensor's layer from 0 (input) to 1 (output), `depths` by key for a model;
+        `report`, a dict that it may fill with JSON values and that `zoo.fuse` puts into the recipe;
+        and what `uses` and `can_use` name. Pure: it changes no input, moves nothing, and draws
+        random numbers from seed, key and offset alone, so that no result depends on order, threads
+        or cuts. With scope `"model"` the states are whole, running statistics and integers
+        included; the result has at least the keys of `weights`, and running statistics in it are
+        taken as they are.
+    features: `(dims, *, …options) -> nn.Module` with `out_features` D, from a list with what each
+        member gives (see `takes`) to [B, D].
     outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
         features=None) -> log-probabilities [B, C]`. One that learns has `fit(logits, labels)`
         and a buffer `fitted`, says `uses={"data", "labels"}`, and is fitted once, by
@@ -142,16 +145,17 @@ class FusionSpec(Spec):
         Of a fusion of outputs, `uses={"data", "labels"}` says that it has `fit`.
     symmetric: the order of the members does not matter.
     idempotent: fusing k copies of a model gives it back.
-    scope: (weights) what one call sees, `"slice"`, `"tensor"` or `"model"`; a mapping
+    scope: (weights) what one call sees, `"slice"`, `"rows"`, `"tensor"` or `"model"`; a mapping
         `{option: {value: scope}}` where it depends on an option.
     measure: (weights) `"module:attribute"` of a function with the arguments of `build`, for what
         the strategy must know first of more than it sees at once. It is called for every tensor
-        or slice, and its answers (numbers or small tensors) are added up. `measured`, which both
-        functions may take, is the tuple of the sums so far, one per pass. A new pass begins until
-        it answers None, at most eight times.
+        or slice, and its answers (numbers, small tensors, or what else `+` adds) are added up.
+        `measured`, which both functions may take, is the tuple of the sums so far, one per pass. A
+        new pass begins until it answers None, at most ten times.
     measured_over: (weights) over what the answers are added up: the `"model"`, or each `"tensor"`
         for itself; or a mapping, as with scope.
-    takes: (features) `"vectors"` [B, D], `"tokens"` [B, N, D] or `"maps"` [B, C, H, W].
+    takes: (features) `"vectors"` [B, Dᵢ], `"tokens"` [B, Nᵢ, Dᵢ], or `"maps"` [B, Dᵢ, H, W], on
+        one grid for all.
     """
 
     kind_name: ClassVar[str] = "fusion"

@@ -20,6 +20,7 @@ from zoo.assembly.members import (
     short,
 )
 from zoo.assembly.one_network import fuse_weights, settle_norms
+from zoo.assembly.searching import read_search, search_weights
 from zoo.assembly.side_by_side import fit_outputs, put_side_by_side
 from zoo.building import seeded
 from zoo.device import resolve_device, resolve_dtype
@@ -44,6 +45,7 @@ def fuse(
     data: Any = None,
     weight: Weight | None = None,
     norms: Norms = "auto",
+    search: Mapping[str, Any] | None = None,
     pretrained: bool = True,
     image_size: int | None = None,
     device: str | torch.device | None = None,
@@ -66,6 +68,10 @@ def fuse(
     weight: for a fusion of weights: a number per member, or `{pattern: number(s)}` over tensors.
     norms: running statistics of batch norm after a fusion of weights: `"pooled"` over the members,
         `"reestimated"` on data, or whichever is better on a held-out part of the data (auto).
+    search: for a fusion of weights: options whose values are to be found on `data`, each with a
+        list to try or a range to search: `{"density": [0.1, 0.2], "scale": "0.3..1.5"}` (or
+        `(0.3, 1.5)`). The best member is a candidate too and wins where it is better; the recipe
+        has all candidates with their scores.
     image_size: of the members that are names. device: by default that of the first member that is
         a model. seed: of all random numbers, apart from torch's own generator. options: the
         strategy's own.
@@ -73,7 +79,9 @@ def fuse(
     Raises FusionError, which says why not and what would work instead; UnknownName; OptionError.
     """
     spec = find(strategy, FusionSpec)
-    values = checked(spec, options)
+    space = None if search is None else read_search(spec, search, options,
+                                                    has_data=data is not None)
+    values = checked(spec, options) if space is None else {}
     _check_arguments(spec, members, base, weight, norms, image_size)
     names = asked_classes(spec.name, num_classes, classes)
     resolve_dtype(dtype)  # a misspelling is found before any work
@@ -86,14 +94,22 @@ def fuse(
         started_from = None if base is None else model_of(base, pretrained, image_size)
         check_models(spec, members, models, base, started_from, has_data=data is not None)
         chosen = _class_names(spec, models, names, counted=classes is None)
-        if spec.kind == "weights":
-            fused = fuse_weights(spec, models, started_from, weight, values, seed=seed,
-                                 device=where, data=data, norms=norms)
+        report: dict[str, Any] = {}
+        told: dict[str, Any] = {}
+        if space is not None:
+            found = search_weights(spec, models, started_from, weight, options, space, seed=seed,
+                                   device=where, data=data, norms=norms)
+            fused, values, report, told = found.model, found.options, found.report, found.told
+        elif spec.kind == "weights":
+            fused, report = fuse_weights(spec, models, started_from, weight, values, seed=seed,
+                                         device=where, data=data, norms=norms)
         else:
             fused = put_side_by_side(spec, models, chosen, values)
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
+        facts = {"report": report, "search": told}
+        fused.recipe |= {name: fact for name, fact in facts.items() if fact}
         fused.to(where)
-        if spec.kind == "weights":
+        if spec.kind == "weights" and space is None:
             settle_norms(fused, norms, data)
         elif hasattr(fused.fuser, "fit") and data is not None:
             fit_outputs(fused, data)

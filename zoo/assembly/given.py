@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.datasets import ImageData, load_data, loader, to_unit
+from zoo.errors import DataError
 from zoo.evaluation import predict
 from zoo.fusion.norms import norm_keys, reestimate
 from zoo.measures import measure
@@ -60,23 +61,36 @@ def keywords(spec: FusionSpec, model: Model, data: Any, norms: Norms) -> dict[st
     asked = (spec.uses | spec.can_use) - {"base"}
     found: dict[str, Any] = dict.fromkeys(asked)
     module = copy.deepcopy(model).eval()
+    if all(parameter.dtype != torch.float64 for parameter in module.parameters()):
+        module.float()  # the precision of the states
     if "module" in asked:
         found["module"] = network(module)
     if "graph" in asked:
         found["graph"] = _graph(module)
     if data is None or not asked & {"data", "labels", "score"}:
         return found
-    labelled = bool(asked & {"labels", "score"})
-    images = open_images(model, data, labelled=labelled)
-    if "score" in asked:
+    images = _wanted_images(spec, model, data)
+    if "score" in asked and images.labels is not None:
         images, held_out = images.split(0.5)
         found["score"] = score_of(copy.deepcopy(module), images, held_out, norms)
     if "data" in asked:
         found["data"] = Inputs(module, images)
-    if "labels" in asked:
-        assert images.labels is not None
+    if "labels" in asked and images.labels is not None:
         found["labels"] = Labels(module, images.labels)
     return found
+
+
+def _wanted_images(spec: FusionSpec, model: Model, data: Any) -> ImageData:
+    """The data, with labels where the strategy uses them, or can and there are some."""
+    if (spec.uses | spec.can_use) & {"labels", "score"}:
+        try:
+            found = load_data(data, role="train", image_size=model.image_size)
+        except DataError:
+            if spec.uses & {"labels", "score"}:
+                raise
+        else:
+            return found.with_classes(model.classes)
+    return open_images(model, data, labelled=False)
 
 
 def open_images(model: Model, data: Any, *, labelled: bool) -> ImageData:
@@ -99,16 +113,31 @@ def score_of(
 
     def score(state: Mapping[str, Tensor]) -> float:
         net.load_state_dict(dict(state), strict=False)
-        whole = statistics <= state.keys()
-        found = []
-        if whole and norms != "reestimated":
-            found.append(accuracy(model, held_out)[0])
-        if statistics and (norms != "pooled" or not whole):
-            reestimate_norms(model, images)
-            found.append(accuracy(model, held_out)[0])
-        return max(found)
+        (right, _), _ = settled(model, images, held_out,
+                                norms if statistics <= state.keys() else "reestimated")
+        return right
 
     return score
+
+
+def settled(
+    model: Model, images: ImageData, held_out: ImageData, norms: Norms
+) -> tuple[tuple[float, float], bool]:
+    """Choose batch norm's running statistics, in place: those that are there, those of the images,
+    or (auto) what is better on held-out ones. Gives the accuracy and the negative NLL on these,
+    and whether the statistics are new."""
+    net = network(model)
+    keys = norm_keys(net)
+    if not keys or norms == "pooled":
+        return accuracy(model, held_out), False
+    old = {key: tensor.clone() for key, tensor in net.state_dict().items() if key in keys}
+    before = accuracy(model, held_out) if norms == "auto" else (-1.0, 0.0)
+    reestimate_norms(model, images)
+    after = accuracy(model, held_out)
+    if after >= before:
+        return after, True
+    net.load_state_dict(old, strict=False)
+    return before, False
 
 
 def reestimate_norms(model: Model, images: ImageData) -> None:

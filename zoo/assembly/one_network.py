@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.assembly.given import Norms, accuracy, keywords, open_images, reestimate_norms
+from zoo.assembly.given import Norms, keywords, open_images, reestimate_norms, settled
 from zoo.backbones.semantics import classifier_keys
 from zoo.errors import FusionError, OptionError
 from zoo.fusion.heads import align_base, align_heads, join_heads
@@ -26,10 +27,13 @@ from zoo.store import network
 def fuse_weights(
     spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
     values: Mapping[str, Any], *, seed: int, device: torch.device, data: Any, norms: Norms,
-) -> Model:
-    """A copy of the first model with the fused weights, on this device. Classifiers are matched by
-    label name; of members that know different labels they are joined."""
+) -> tuple[Model, dict[str, Any]]:
+    """A copy of the first model with the fused weights, on this device, and what the strategy
+    reports. Classifiers are matched by label name; of members that know different labels they are
+    joined."""
     _want_same_preprocessing(models)
+    if data is not None and norms == "auto" and norm_keys(network(models[0])):
+        open_images(models[0], data, labelled=True)  # settle_norms would miss labels after the work
     nets = [network(model) for model in models]
     heads = classifier_keys(nets[0])
     states = [_on(device, net) for net in nets]
@@ -48,16 +52,18 @@ def fuse_weights(
         start = None if start is None else _without(heads, start)
     fused = copy.deepcopy(models[0]).to(device)
     statistics = norm_keys(nets[0])
+    report: dict[str, Any] = {}
+    given = {**keywords(spec, fused, data, norms), "report": report}
     merged = merge_states(states, load(spec), spec=spec, base=start, weight=weight, options=values,
-                          seed=seed, given=keywords(spec, fused, data, norms), averaged=averaged,
-                          norm_keys=statistics)
+                          seed=seed, given=given, averaged=averaged, norm_keys=statistics)
     if joined:
         fused.reset_classes(labels)
     network(fused).load_state_dict({**merged, **joined})
     fused.fusion = Fusion(strategy=spec.name, kind="weights", options=dict(values))
     if statistics and len(models) > 1:
         next(fused.each_member()).norms = "pooled"
-    return fused.eval()
+    _want_json(spec, report)
+    return fused.eval(), report
 
 
 def settle_norms(model: Model, norms: Norms, data: Any) -> None:
@@ -80,13 +86,7 @@ def settle_norms(model: Model, norms: Norms, data: Any) -> None:
         reestimate_norms(model, images)
         member.norms = "reestimated"
         return
-    rest, held_out = images.split(0.5)
-    fused = {key: tensor.clone() for key, tensor in member.net.state_dict().items() if key in keys}
-    before = accuracy(model, held_out)
-    reestimate_norms(model, rest)
-    if accuracy(model, held_out) < before:
-        member.net.load_state_dict(fused, strict=False)
-    else:
+    if settled(model, *images.split(0.5), norms)[1]:
         member.norms = "reestimated"
 
 
@@ -107,6 +107,14 @@ def _want_same_preprocessing(models: Sequence[Model]) -> None:
     if any(other is None or (other.mean, other.std) != (first.mean, first.std) for other in others):
         warnings.warn("the members normalise images differently, and the fused network does it "
                       "like the first one", stacklevel=4)
+
+
+def _want_json(spec: FusionSpec, report: object) -> None:
+    try:
+        json.dumps(report, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FusionError(spec.name, f"what it reports is not JSON: {error}",
+                          "This is a defect of the strategy") from None
 
 
 def want_single(spec: FusionSpec, names: Sequence[str], models: Sequence[Model]) -> None:

@@ -74,6 +74,18 @@ def size(text: str) -> int:
     return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
 
 
+def searched(given: Sequence[str]) -> dict[str, Any]:
+    """`scale=0.3..1.5` and `density=[0.1, 0.2]` as what `zoo.fuse` takes for its search."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, space = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{text!r} names no option; write scale=0.3..1.5",
+                                     param_hint="--search")
+        found[name.strip().replace("-", "_")] = value(space)
+    return found
+
+
 def attacks(given: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`pgd:eps=0.1,steps=40` as {"pgd": {"eps": 0.1, "steps": 40}}."""
     found: dict[str, dict[str, Any]] = {}

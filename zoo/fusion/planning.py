@@ -35,7 +35,7 @@ def check(
 ) -> None:
     """Whether this strategy can fuse these members.
 
-    has_base: a base model is given. has_data: labelled held-out data are given. Raises
+    has_base: a base model is given. has_data: held-out data are given. Raises
     FusionError, which says why not and what would work instead, and ShapeMismatch naming the
     first tensor that differs.
     """
@@ -47,8 +47,9 @@ def check(
                           "and none is given",
                           "Pass base=, the model that all members started from")
     if spec.uses & {"data", "labels", "score"} and not has_data:
+        labelled = "labelled and" if spec.uses & {"labels", "score"} else "images,"
         raise FusionError(spec.name, "it learns from held-out data, and none are given",
-                          "Pass data=, labelled and kept apart from training and test")
+                          f"Pass data=, {labelled} kept apart from training and test")
     if spec.kind == "outputs" or (spec.uses - {"base"} and spec.kind == "weights"):
         check_classes(spec.name, [member.name for member in members],
                       [member.classes for member in members])

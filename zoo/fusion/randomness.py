@@ -23,14 +23,16 @@ def random16(stream: tuple[object, ...], offset: int, count: int) -> NDArray[np.
     text = "\0".join(map(str, stream)).encode()
     keys = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), np.uint32)
     first = offset // 2  # each 32-bit number serves two elements
-    x = np.arange(first, (offset + count + 1) // 2, dtype=np.uint64).astype(np.uint32)
+    x = np.arange((offset + count + 1) // 2 - first, dtype=np.uint32)
+    shifted = np.empty_like(x)
+    x += np.uint32(first % 2**32)
     x ^= keys[0]
-    x ^= x >> np.uint32(16)
+    x ^= np.right_shift(x, 16, out=shifted)
     x *= np.uint32(0x7FEB352D)
     x ^= keys[1]
-    x ^= x >> np.uint32(15)
+    x ^= np.right_shift(x, 15, out=shifted)
     x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
+    x ^= np.right_shift(x, 16, out=shifted)
     start = offset - 2 * first
     return x.view(np.uint16)[start:start + count]
 

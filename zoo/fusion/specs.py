@@ -2,60 +2,13 @@
 
 from __future__ import annotations
 
+from zoo.fusion.weights.specs import WEIGHTS
 from zoo.specs import FusionSpec
 
 _LICENSE = "Apache-2.0"
 
 SPECS: tuple[FusionSpec, ...] = (
-    FusionSpec(
-        name="average",
-        build="zoo.fusion.weights.average:average",
-        scope="slice",
-        summary="Mean of the members' weights, plain or weighted (uniform soup)",
-        paper="Wortsman 2022, arXiv:2203.05482",
-        license=_LICENSE,
-        kind="weights",
-        symmetric=True,
-        idempotent=True,
-    ),
-    FusionSpec(
-        name="wise_ft",
-        build="zoo.fusion.weights.wise_ft:wise_ft",
-        scope="slice",
-        summary="A point on the line from the base to its fine-tuned model",
-        paper="Wortsman 2021, arXiv:2109.01903",
-        license=_LICENSE,
-        kind="weights",
-        members=(1, 1),
-        uses=frozenset({"base"}),
-        symmetric=True,
-    ),
-    FusionSpec(
-        name="task_arithmetic",
-        build="zoo.fusion.weights.task_arithmetic:task_arithmetic",
-        scope="slice",
-        summary="The base plus the scaled sum of what each member changed in it",
-        paper="Ilharco 2023, arXiv:2212.04089",
-        license=_LICENSE,
-        kind="weights",
-        members=(1, None),
-        uses=frozenset({"base"}),
-        symmetric=True,
-    ),
-    FusionSpec(
-        name="ties",
-        build="zoo.fusion.weights.ties:ties",
-        measure="zoo.fusion.weights.ties:measure",
-        measured_over={"convention": {"paper": "model", "mergekit": "tensor"}},
-        scope="slice",
-        summary="Trim what each member changed, elect signs, average those that agree",
-        paper="Yadav 2023, arXiv:2306.01708",
-        license=_LICENSE,
-        kind="weights",
-        members=(1, None),
-        uses=frozenset({"base"}),
-        symmetric=True,
-    ),
+    *WEIGHTS,
     FusionSpec(
         name="concat",
         build="zoo.fusion.features.concat:Concat",
@@ -109,28 +62,5 @@ SPECS: tuple[FusionSpec, ...] = (
         license=_LICENSE,
         kind="features",
         takes="maps",
-    ),
-    FusionSpec(
-        name="rebasin",
-        build="zoo.fusion.weights.rebasin:rebasin",
-        summary="Permute units until they correspond, then average: for other starts",
-        paper="Ainsworth 2023, arXiv:2209.04836",
-        license=_LICENSE,
-        kind="weights",
-        scope="model",
-        uses=frozenset({"graph"}),
-        can_use=frozenset({"module", "data"}),
-        idempotent=True,
-    ),
-    FusionSpec(
-        name="repair",
-        build="zoo.fusion.weights.repair:repair",
-        summary="Mean of weights; activations get the members' statistics again",
-        paper="Jordan 2023, arXiv:2211.08403",
-        license=_LICENSE,
-        kind="weights",
-        scope="model",
-        uses=frozenset({"module", "data"}),
-        symmetric=True,
     ),
 )

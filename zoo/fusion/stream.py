@@ -36,7 +36,7 @@ B = TypeVar("B")
 # a histogram that is not small beside a piece.
 PIECE = 1 << 17
 MEASURED_PIECE = 1 << 20
-MOST_PASSES = 8
+MOST_PASSES = 10
 # Fewer elements than this are not worth threads.
 _SMALL = 1 << 20
 
@@ -104,6 +104,7 @@ def run(
     """
     if not merge.weights:
         return {}
+    _keep_freed_memory()
     if merge.scope == "model":
         return _run_whole(merge, write, advance)
     strategy = accepting(merge.strategy)
@@ -211,10 +212,21 @@ def _measured(
                       "Its measure must return None once it has seen enough")
 
 
+def _keep_freed_memory() -> None:
+    """glibc hands a freed block of a piece's size back to the system, and the next piece would pay
+    for its pages again, more than for its arithmetic. It learns from the largest block that was
+    ever mapped and freed, up to 32 MiB, that such blocks come again."""
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 def _pieces(merge: Merge, keys: Iterable[tuple[str, int]], most: int) -> Iterator[Piece]:
-    flat = merge.scope == "slice"
+    flat = merge.scope in ("slice", "rows")
     for key, size in keys:
-        step = most if flat and merge.states[0][key].device.type == "cpu" else max(size, 1)
+        like = merge.states[0][key]
+        step = max(size, 1)
+        if flat and like.device.type == "cpu":
+            row = step if like.dim() < 2 else max(size // max(like.shape[0], 1), 1)
+            step = most if merge.scope == "slice" else max(most // row, 1) * row
         for start in range(0, max(size, 1), step):
             yield Piece(key, start, min(start + step, size), flat)
 

@@ -43,6 +43,14 @@ def resolve_weights(
     return {key: tuple(column[key] for column in columns) for key in keys}
 
 
+def want_shares(strategy: str, weights: Mapping[str, Sequence[float]]) -> None:
+    """Raises OptionError for weights that are no shares: all 0 or more, and one above."""
+    for key, row in weights.items():
+        if min(row) < 0 or max(row) == 0:
+            raise OptionError(strategy, f"the weights {tuple(row)} of {key!r} are no shares, "
+                              "expected 0 or more, and one of them above")
+
+
 def _row(value: Any, members: int, owner: str) -> list[Any]:
     if isinstance(value, int | float):
         return [value] * members

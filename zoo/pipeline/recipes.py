@@ -144,18 +144,20 @@ class Everything(_Open):
 
 
 class Fuse(_Open):
-    """A fusion strategy; further keys are its options. `transfer` trains what it adds; `weight`
-    and `norms` are those of `zoo.fuse`."""
+    """A fusion strategy; further keys are its options. `transfer` trains what it adds; `weight`,
+    `norms` and `search` are those of `zoo.fuse`."""
 
     strategy: str
     transfer: Transfer | None = None
     weight: list[float] | dict[str, Any] | None = None
     norms: Literal["auto", "pooled", "reestimated"] | None = None
+    search: dict[str, Any] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What is given, strategy and transfer aside, as keywords of `zoo.fuse`."""
-        return {**self.model_dump(include={"weight", "norms"}, exclude_none=True), **self.options}
+        own = self.model_dump(include={"weight", "norms", "search"}, exclude_none=True)
+        return {**own, **self.options}
 
 
 class Evaluate(_Strict):

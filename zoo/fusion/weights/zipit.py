@@ -1,0 +1,195 @@
+"""ZipIt: Stoica et al. 2024, "ZipIt! Merging models from different tasks without training",
+arXiv:2305.03053."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import DataError, FusionError, OptionError
+from zoo.fusion.align import Graph, Group
+from zoo.fusion.align.watching import watched
+from zoo.fusion.candidates import is_statistic
+from zoo.fusion.merging import mixture
+from zoo.fusion.precision import doubled
+from zoo.fusion.weighting import want_shares
+
+State = Mapping[str, Tensor]
+# Rows (images × places) of one output of a batch that are compared; of more, evenly spaced ones.
+_ROWS = 4096
+# Below every correlation: of features that were merged before, and of pairs that should not be.
+_LATE, _LAST = -2.0, 4.0
+
+
+def zipit(
+    states: Sequence[State],
+    *,
+    weights: Mapping[str, Sequence[float]],
+    graph: Graph,
+    module: nn.Module,
+    data: Iterable[Tensor],
+    report: dict[str, Any] | None = None,
+    alpha: float = 0.3,
+    beta: float = 0.125,
+) -> dict[str, Tensor]:
+    """Merge the features that correlate most, across members and within, until one's are left.
+
+    Of a layer's features in all members, the two that correlate most on the images become one,
+    until there are as many as one member has; the merged feature is their mean, and takes the place
+    of each of them in the next layer. The paper may stop at a layer and keep the heads of unlike
+    tasks behind it; here all layers are zipped, for members of the same labels. Attention heads,
+    and units that no module puts out, are averaged in their order. Batch norm should be estimated
+    again (data=, norms="auto").
+
+    states: one whole state per member. weights: by key, one number ≥ 0 per member, in the means.
+    graph: what may be permuted. data: batches [B, C, H, W]. report: gets `across`, the part of the
+    merged features that have several members' in them, by group. Returns the keys of `weights` and
+    running statistics. Raises FusionError when nothing can be merged, DataError without images,
+    OptionError. Stoica et al. 2024, arXiv:2305.03053.
+
+    Options:
+        alpha: factor on the correlations of a feature that was merged, against features of ever
+            more parts, in [0, 1]; 0 merges no feature twice while there are others
+        beta: fraction of its features that a member may merge among themselves, in [0, 1]
+    """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value <= 1:
+            raise OptionError("zipit", f"{name} is {value}, expected a factor in [0, 1]")
+    want_shares("zipit", weights)
+    inside = {name for group in graph.groups for part in group.parts for name in part}
+    groups = [group for group in graph.groups
+              if group.sites and not group.parts and group.name not in inside]
+    if not groups:
+        raise FusionError("zipit", "no units of this network can be merged",
+                          "'average' does without")
+    zips = {name: _zipped(found, len(states), alpha, beta)
+            for name, found in _correlations(states, groups, module, data).items()}
+    if report is not None:
+        report["across"] = {name: _across(places, len(states)) for name, places in zips.items()}
+    places: dict[str, list[tuple[int, Group, Tensor]]] = {}
+    for group in groups:
+        for place in group.places:
+            places.setdefault(place.key, []).append((place.axis, group, place.index))
+    plain = mixture(next(iter(weights.values())))
+    return {key: _merged([state[key] for state in states], places.get(key, []), zips,
+                         weights.get(key, plain))
+            for key in states[0] if key in weights or is_statistic(key)}
+
+
+def _correlations(
+    states: Sequence[State], groups: Sequence[Group], module: nn.Module, data: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """For each group the correlations of all members' units, [members · units] squared, meaned
+    over the outputs in which they stand."""
+    axes = {site.key: site.axis for group in groups for site in group.sites}
+    sums: dict[tuple[str, int, int], tuple[Tensor, Tensor, int]] = {}
+    for batch in data:
+        rows = [_rows(module, state, batch, axes) for state in states]
+        for group in groups:
+            for number, site in enumerate(group.sites):
+                for slot, index in enumerate(site.index.T):
+                    x = doubled(torch.cat([own[site.key][:, index] for own in rows], 1))
+                    at = group.name, number, slot
+                    total, square, count = sums.get(at, (0, 0, 0))
+                    sums[at] = total + x.sum(0), square + x.T @ x, count + len(x)
+    if not sums:
+        raise DataError("there are no images to compare features on")
+    found: dict[str, list[Tensor]] = {}
+    for (name, _, _), (total, square, count) in sums.items():
+        covariance = square / count - torch.outer(total, total) / count**2
+        scale = covariance.diagonal().clamp(min=0).sqrt()
+        scale = torch.where(scale > 1e-8 * scale.max(), scale, torch.inf)
+        found.setdefault(name, []).append(covariance / torch.outer(scale, scale))
+    return {name: torch.stack(parts).mean(0).cpu() for name, parts in found.items()}
+
+
+def _rows(
+    module: nn.Module, state: State, batch: Tensor, axes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Each watched module's output as rows [images × places, channels]."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, out: Tensor) -> None:
+        rows = out.movedim(axes[name], -1).flatten(0, -2)
+        found[name] = rows[::-(-len(rows) // _ROWS)]
+
+    watched(module, state, batch, axes, keep)
+    return found
+
+
+def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tensor:
+    """Which merged feature each feature becomes a part of, int64 [members · units].
+
+    similarity: correlations [members · units] squared.
+    """
+    features = len(similarity)
+    units = features // members
+    near = similarity.clone().fill_diagonal_(-torch.inf)
+    part_of = torch.arange(features)
+    owner = part_of // units
+    budget = torch.full((members,), int((features - units) // members * beta + 1e-4))
+    # Pairs of members that may merge no more among their own: last of all, if nothing else is left.
+    shut = (owner[:, None] == owner[None]) & (budget == 0)[owner][:, None]
+    for _ in range(features - units):
+        pick = int(torch.where(shut, near - _LAST, near).argmax())
+        one, other = sorted(divmod(pick, features))
+        part_of[part_of == other] = one
+        # A merged feature is as near to another as the farther one of its parts.
+        joint = torch.minimum(near[one], near[other])
+        joint = joint * alpha if alpha > 0 else joint.clamp(max=_LATE)
+        near[one], near[:, one] = joint, joint
+        shut[one] |= shut[other]
+        shut[:, one] |= shut[:, other]
+        near[other], near[:, other], near[one, one] = -torch.inf, -torch.inf, -torch.inf
+        if owner[one] == owner[other]:
+            budget[owner[one]] -= 1
+            if budget[owner[one]] == 0:
+                same = owner == owner[one]
+                shut |= same[:, None] & same[None]
+    _, places = torch.unique(part_of, return_inverse=True)
+    return cast(Tensor, places)
+
+
+def _across(part_of: Tensor, members: int) -> float:
+    """The part of the merged features that have several members' in them."""
+    owners = torch.zeros(int(part_of.max()) + 1, members)
+    owners[part_of, torch.arange(len(part_of)) * members // len(part_of)] = 1
+    return float((owners.sum(1) > 1).float().mean())
+
+
+def _merged(
+    tensors: Sequence[Tensor], places: Sequence[tuple[int, Group, Tensor]],
+    zips: Mapping[str, Tensor], share: Sequence[float],
+) -> Tensor:
+    """One tensor of several, along the axes whose features were merged: outputs are averaged, and
+    an input stands for all of its parts. places: axis, group and positions of its units."""
+    whole = torch.zeros_like(tensors[0])
+    plain = torch.tensor(share, dtype=torch.float64) / sum(share)
+    for member, tensor in enumerate(tensors):
+        part, averaged = tensor, False
+        for axis in sorted({axis for axis, _, _ in places}):
+            puts_out = not (axis == 1 and tensor.shape[0] > 1)
+            target = torch.arange(tensor.shape[axis])
+            factor = torch.full((len(target),), float(plain[member]) if puts_out else 1.0,
+                                dtype=torch.float64)
+            for _, group, index in (place for place in places if place[0] == axis):
+                becomes = zips[group.name].view(len(tensors), -1)[member]  # (units,)
+                target[index] = index[becomes]
+                if puts_out:
+                    factor[index] = _parts(zips[group.name], plain)[member][:, None]
+            shape = [-1 if each == axis else 1 for each in range(tensor.dim())]
+            part = torch.zeros_like(part).index_add_(
+                axis, target.to(part.device), part * factor.to(part).view(shape))
+            averaged |= puts_out
+        whole += part if averaged else part * float(plain[member])
+    return whole
+
+
+def _parts(part_of: Tensor, share: Tensor) -> Tensor:
+    """How much each feature counts in the mean that it becomes a part of, [members, units]."""
+    own = share.repeat_interleave(len(part_of) // len(share))
+    total = torch.zeros(int(part_of.max()) + 1, dtype=own.dtype).index_add_(0, part_of, own)
+    return (own / total.where(total > 0, 1)[part_of]).view(len(share), -1)
