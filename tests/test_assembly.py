@@ -309,7 +309,7 @@ class TestNorms:
             held.append(len(data))
             return next(scores)
 
-        monkeypatch.setattr("zoo.assembly.one_network.accuracy", score)
+        monkeypatch.setattr("zoo.assembly.given.accuracy", score)
         members = [build("test_resnet", seed=seed) for seed in (1, 2)]
         fused = zoo.fuse(members, "average", data=labelled(16))
         pooled = zoo.fuse(members, "average", norms="pooled")

@@ -109,6 +109,8 @@ FAULTS = [
      "gradients_reach_everything", "no gradient reaches the features of member 1 of acme/sum"),
     (FEATURES, "self.out_features", "self.idle = torch.nn.Linear(1, 1); self.out_features",
      "gradients_reach_everything", "no gradient reaches the parameter 'idle.weight'"),
+    (FEATURES, "return sum(one(part)", "return sum(one(part - part.mean(0))", "images_do_not_mix",
+     "acme/sum answers differently for an image alone and among others"),
     (FEATURES, "self.out_features", "torch.seed(); self.out_features",
      "same_seed_builds_the_same_fuser", "draw from torch's generator, which zoo.fuse seeds"),
     (FEATURES, "return sum(one(part)", "return sum(one(part.mul_(2))", "inputs_stay_as_they_are",

@@ -11,25 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli import output
+from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
+from zoo.cli.fusing import fuse, merge
 from zoo.errors import ZooError
 from zoo.names import suggest
-from zoo.specs import FAMILIES, KINDS, FusionSpec, TransferSpec
-
-app = typer.Typer(
-    name="zoo", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Pretrained image models and ways of fusing them, by name.",
-)
-
-# A strategy's own options (`--density 0.2`) are not known to the parser; they are checked against
-# the strategy's signature.
-_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
-ImageSize = Annotated[
-    int | None, typer.Option(help="Side of the square that members look at, in pixels.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+from zoo.specs import FAMILIES, KINDS, TransferSpec
 
 
 @app.command(name="ls", epilog=output.examples(
@@ -90,144 +76,22 @@ def show(
     output.spec(spec, options_of(spec), json)
 
 
-@app.command(context_settings=_OPEN, epilog=output.examples(
+app.command(context_settings=OPEN, epilog=output.examples(
     "zoo fuse runs/a runs/b --with average -o fused",
     "zoo fuse lite/efficientnet_lite0 lite/efficientnet_lite1 --with concat --num-classes 10 "
     "--image-size 64 --data train.csv -o fused",
     "zoo fuse A B --with ties --base C --density 0.2 -o fused",
     "zoo fuse A B --with task_arithmetic --base C --data val.csv --search scale=0.3..1.5 -o fused",
-    "zoo fuse runs/a runs/b --explain"))
-def fuse(
-    context: typer.Context,
-    members: Annotated[list[str], typer.Argument(help="Names, folders or addresses.")],
-    strategy: Annotated[
-        str | None, typer.Option("--with", help="The strategy; see zoo ls --type fusion.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
-    explain: Annotated[bool, typer.Option(
-        "--explain", help="Only say which strategies can fuse these members, and which may work.")
-    ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="What the members started from.")] = None,
-    data: Annotated[str | None, typer.Option(
-        help="Labelled images: held-out ones to fit on; for a fusion of features, the training "
-             "images of the new head.")] = None,
-    weight: Annotated[str | None, typer.Option(
-        help="Of each member, for a fusion of weights: a number, '[1, -0.5]' or "
-             "'{layer4.*: [1, 0], *: 1}'.")] = None,
-    norms: Annotated[str, typer.Option(
-        help="Batch norm after a fusion of weights: auto, pooled or reestimated.")] = "auto",
-    search: Annotated[list[str] | None, typer.Option(
-        help="For a fusion of weights, an option to find on the data: scale=0.3..1.5 or "
-             "'density=[0.1, 0.2]'; may be repeated.")] = None,
-    num_classes: Annotated[int | None, typer.Option(help="Classes of a new head.")] = None,
-    image_size: ImageSize = None,
-    pretrained: Annotated[
-        bool, typer.Option(help="Give members that are names their pretrained weights.")] = True,
-    epochs: Annotated[int, typer.Option(help="Of training a fusion of features.")] = 10,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Fuse several models into one and save it. Further options are the strategy's own."""
-    import zoo
-    from zoo.cli.values import searched, split_options, value
-    from zoo.registry import find
-
-    if explain:
-        output.plan(zoo.plan(
-            [output.reference(member) for member in members],
-            base=None if base is None else output.reference(base), data=data,
-            pretrained=pretrained, image_size=image_size), json)
-        return
-    if strategy is None or out is None:
-        missing = "--with" if strategy is None else "--out"
-        raise typer.BadParameter(f"Missing option '{missing}'; only --explain does without")
-    spec = find(strategy, FusionSpec)
-    members, options = split_options([*members, *context.args], spec, zoo.fuse)
-    features = spec.kind == "features"
-    classes = zoo.load_data(data, role="train").classes if data and features else None
-    model = zoo.fuse(
-        [output.reference(member) for member in members], strategy,
-        base=None if base is None else output.reference(base), data=None if features else data,
-        weight=None if weight is None else value(weight), norms=norms,  # type: ignore[arg-type]
-        search=searched(search) if search else None,
-        num_classes=None if classes else num_classes, classes=classes, pretrained=pretrained,
-        image_size=image_size, device=device, dtype=dtype, seed=seed, **options)
-    if features and data:
-        zoo.transfer(model, data, "linear_probe", epochs=epochs, seed=seed)
-    zoo.save(model, out)
-    output.wrote(out, model)
-    if features and not data:
-        output.warn("its head is untrained; train it with: "
-                    f"zoo transfer {out} --data train.csv --with linear_probe -o trained")
-
-
-@app.command(context_settings=_OPEN, epilog=output.examples(
+    "zoo fuse runs/a runs/b --explain"))(fuse)
+app.command(context_settings=OPEN, epilog=output.examples(
     "zoo merge a b --with average -o out",
     "zoo merge a.safetensors b.safetensors --with ties --base c.safetensors --density 0.2 "
     "-o out.safetensors",
     "zoo merge A B --with task_arithmetic --base C --dtype bfloat16 --rounding stochastic -o out",
-    "zoo merge --config mergekit.yml -o out"))
-def merge(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option(
-        "--out", "-o", help="The folder to write, or a file that ends in .safetensors.")],
-    inputs: Annotated[list[str] | None, typer.Argument(
-        help="Safetensors files, indices of shards, folders or addresses.")] = None,
-    strategy: Annotated[
-        str | None, typer.Option("--with", help="The strategy; see zoo ls --kind weights.")] = None,
-    config: Annotated[Path | None, typer.Option(
-        help="Inputs, strategy and its options from mergekit's YAML.")] = None,
-    base: Annotated[str | None, typer.Option(help="What the inputs started from.")] = None,
-    weight: Annotated[str | None, typer.Option(
-        help="Of each input: a number, '[1, -0.5]', '[[1, 0], [0, 1]]' along the depth, or "
-             "'{blocks.*: [1, 0], *: 1}'.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
-    rounding: Annotated[
-        str, typer.Option(help="To a narrower dtype: nearest or stochastic.")] = "nearest",
-    shard_size: Annotated[str | None, typer.Option(
-        help="Begin another file at this size: 2GB, 500MB, or bytes.")] = None,
-    hashes: Annotated[
-        bool, typer.Option(help="Record the sha256 of all inputs; reads them twice.")] = False,
-    threads: Annotated[int | None, typer.Option(help="By default one for each core.")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Merge files of weights of any architecture into new ones, without building a network.
-    Further options are the strategy's own."""
-    import zoo
-    from zoo.cli.values import size, split_options, value
-    from zoo.registry import find
-
-    given: dict[str, Any] = {
-        name: told for name, told in (
-            ("base", base), ("weight", None if weight is None else value(weight)),
-            ("dtype", dtype)) if told is not None}
-    if config is not None:
-        from zoo.merge_files.mergekit import read_mergekit
-
-        if inputs or strategy or context.args:
-            raise typer.BadParameter("it names inputs, strategy and options; leave them out",
-                                     param_hint="--config")
-        given = read_mergekit(config) | given
-    elif strategy is None:
-        raise typer.BadParameter("Missing option '--with'; only --config does without")
-    else:
-        spec = find(strategy, FusionSpec)
-        places, options = split_options([*(inputs or ()), *context.args], spec, zoo.merge)
-        given |= {"inputs": places, "strategy": strategy, **options}
-    written = zoo.merge(
-        given.pop("inputs"), given.pop("strategy"), out=out,
-        rounding=rounding,  # type: ignore[arg-type]
-        max_shard_bytes=None if shard_size is None else size(shard_size), hashes=hashes,
-        threads=threads, seed=seed, **given)
-    output.merged(written)
+    "zoo merge --config mergekit.yml -o out"))(merge)
 
 
-@app.command(context_settings=_OPEN, epilog=output.examples(
+@app.command(context_settings=OPEN, epilog=output.examples(
     "zoo transfer lite/efficientnet_lite0 --data train.csv --with linear_probe -o probed",
     "zoo transfer runs/a --data photos/ --with pgd_at --eps 0.03 --epochs 5 -o robust"))
 def transfer(

@@ -22,14 +22,14 @@ def assign(graph: Graph, group: Group, similarity: Similarity) -> dict[str, Tens
     For a group of blocks (attention heads) every pair of blocks is first matched inside, and the
     blocks are then matched by what they reach; the result has the permutations of their insides.
     """
-    whole = similarity(group).double()
+    whole = similarity(group).double().cpu()
     if not group.parts:
         return {group.name: _best(whole)}
     blocks = group.size
     inner: dict[tuple[int, int, int], Tensor] = {}
     for number, together in enumerate(graph.parts_together(group)):
         size = together.size // blocks
-        pairs = similarity(together).double().view(blocks, size, blocks, size)
+        pairs = similarity(together).double().cpu().view(blocks, size, blocks, size)
         for one in range(blocks):
             for other in range(blocks):
                 found = pairs[one, :, other]  # (size, size)
@@ -44,5 +44,5 @@ def assign(graph: Graph, group: Group, similarity: Similarity) -> dict[str, Tens
 
 
 def _best(similarity: Tensor) -> Tensor:
-    _, order = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
+    _, order = linear_sum_assignment(similarity.numpy(), maximize=True)
     return torch.from_numpy(order).long()

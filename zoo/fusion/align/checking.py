@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,13 @@ def verified(module: nn.Module, example: Tensor, groups: Sequence[Group]) -> lis
 
     kept = _passing(list(groups), holds)
     names = {group.name for group in kept}
-    return [Group(group.name, group.size, group.places, group.sites,
-                  tuple(tuple(name for name in part if name in names) for part in group.parts))
-            for group in kept]
+    return [replace(group, parts=_kept(group.parts, names)) for group in kept]
+
+
+def _kept(parts: tuple[tuple[str, ...], ...], names: set[str]) -> tuple[tuple[str, ...], ...]:
+    """The insides of blocks that are there in every block."""
+    whole = [same for same in zip(*parts, strict=True) if names.issuperset(same)]
+    return tuple(zip(*whole, strict=True))
 
 
 def sharing_copy(module: nn.Module) -> nn.Module:

@@ -35,20 +35,23 @@ def match_weights(
     tensor, is not taken.
     """
     draw = torch.Generator().manual_seed(seed)
-    best, most = graph.identity(), -torch.inf
+    inside = {name for group in graph.outermost for part in group.parts for name in part}
+    turns = [group for group in graph.groups if group.name not in inside]  # their blocks' turn
+    identity = graph.identity()
+    best, most = identity, -torch.inf
     for attempt in range(restarts):
-        orders = graph.identity() if attempt == 0 else graph.random(draw)
+        orders = identity if attempt == 0 else graph.random(draw)
         moved = permute(state, graph, orders)
         for _ in range(max_iter):
             improved = False
-            for number in torch.randperm(len(graph.groups), generator=draw).tolist():
-                group = graph.groups[number]
+            for number in torch.randperm(len(turns), generator=draw).tolist():
+                group = turns[number]
                 step = assign(graph, group, _Products(reference, moved, keys))
-                touched = {place.key for place in group.places} & set(keys)
                 after = permute(moved, graph, step)
+                touched = {place.key for place in group.places} & set(keys)
                 if _gain(reference, moved, after, touched) > 0:
                     improved, moved = True, after
-                    orders = graph.compose(orders, graph.identity() | step)
+                    orders = graph.compose(orders, identity | step)
             if not improved:
                 break
         reached = sum(float((reference[key] * moved[key]).sum()) for key in keys)
