@@ -101,8 +101,10 @@ def merge(
         def write(key: str, begin: int, part: Tensor) -> None:
             put(key, begin, rounded(part, like[key].dtype, rounding, (seed, key), begin))
 
-        with task("merge", sum(tensor.numel() for tensor in like.values()), "weights") as advance:
-            extra = run(job, write, threads=threads, advance=advance)
+        size = sum(tensor.nbytes for tensor in like.values())
+        each = size / max(sum(tensor.numel() for tensor in like.values()), 1)
+        with task("merge", size, "bytes") as advance:
+            extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
             for key in parts.norms:
                 value = extra.get(key)
                 write(key, 0, (pooled(states, key, mixture(weights[key])) if value is None
