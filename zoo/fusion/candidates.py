@@ -11,12 +11,13 @@ from zoo.fusion.norms import MEAN, VARIANCE
 from zoo.fusion.weights.average import average
 
 
-def own_keys(net: nn.Module) -> tuple[str, ...]:
-    """The keys of a network's state, of tied tensors the first alone: what it takes a state by."""
-    return tuple(key for key, _ in (*net.named_parameters(), *net.named_buffers()))
+def own_keys(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The keys of the state that the network must be given, of tied tensors the first alone."""
+    return tuple(key for key, _ in (*net.named_parameters(), *net.named_buffers()) if key in state)
 
 
 def is_statistic(key: str) -> bool:
+    """Whether this is a running mean or variance of a batch norm."""
     return key.rpartition(".")[2] in (MEAN, VARIANCE)
 
 

@@ -78,6 +78,7 @@ def merged_matrices(
 
 
 def is_matrix(tensor: Tensor) -> bool:
+    """Whether there are several outputs, of several inputs each."""
     return (tensor.dim() >= 2 and tensor.shape[0] > 1 and tensor[0].numel() > 1
             and (tensor.dim() == 2 or tensor.shape[1] > 1))
 

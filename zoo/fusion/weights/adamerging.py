@@ -58,7 +58,7 @@ def adamerging(
                      for state, share in zip(states, row, strict=True)]
                for key, row in weights.items()}
     whole = completed({}, states, [1.0] * len(states))
-    whole = {key: whole[key] for key in own_keys(module) if key in whole}
+    whole = {key: whole[key] for key in own_keys(module, whole)}
     rows = len(vectors) if per == "tensor" else 1
     device = next(iter(whole.values())).device
     raw = torch.full((rows, len(states)), start, device=device)

@@ -51,7 +51,7 @@ def learned_soup(
     if epochs < 0 or lr < 0:
         raise OptionError("learned_soup", f"epochs is {epochs} and lr {lr}, expected 0 or more")
     want_shares("learned_soup", weights)
-    keys = [key for key in own_keys(module) if states[0][key].is_floating_point()]
+    keys = [key for key in own_keys(module, states[0]) if states[0][key].is_floating_point()]
     rows = list(weights) if per == "tensor" else [next(iter(weights))]
     raw = torch.tensor([weights[key] for key in rows], device=states[0][rows[0]].device).log()
     temperature = torch.ones((), device=raw.device)

@@ -19,7 +19,7 @@ from zoo.fusion.weighting import want_shares
 
 State = Mapping[str, Tensor]
 # Rows (images × places) of one output of a batch that are compared; of more, evenly spaced ones.
-_ROWS = 4096
+_ROWS = 2048
 # Below every correlation: of features that were merged before, and of pairs that should not be.
 _LATE, _LAST = -2.0, 4.0
 
@@ -84,40 +84,55 @@ def _correlations(
 ) -> dict[str, Tensor]:
     """For each group the correlations of all members' units, [members · units] squared, meaned
     over the outputs in which they stand."""
-    axes = {site.key: site.axis for group in groups for site in group.sites}
-    sums: dict[tuple[str, int, int], tuple[Tensor, Tensor, int]] = {}
+    standing: dict[str, list[tuple[Group, Tensor]]] = {}
+    axes = {}
+    for group in groups:
+        for site in group.sites:
+            standing.setdefault(site.key, []).append((group, site.index))
+            axes[site.key] = site.axis
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
     for batch in data:
-        rows = [_rows(module, state, batch, axes) for state in states]
-        for group in groups:
-            for number, site in enumerate(group.sites):
-                for slot, index in enumerate(site.index.T):
-                    x = doubled(torch.cat([own[site.key][:, index] for own in rows], 1))
-                    at = group.name, number, slot
-                    total, square, count = sums.get(at, (0, 0, 0))
-                    sums[at] = total + x.sum(0), square + x.T @ x, count + len(x)
+        for key, x in _outputs(module, states, batch, axes).items():
+            wide = doubled(x)
+            total, square, count = sums.get(key, (0, 0, 0))
+            sums[key] = total + wide.sum(1), square + wide.square().sum(1), count + x.shape[1]
     if not sums:
         raise DataError("there are no images to compare features on")
-    found: dict[str, list[Tensor]] = {}
-    for (name, _, _), (total, square, count) in sums.items():
-        covariance = square / count - torch.outer(total, total) / count**2
-        scale = covariance.diagonal().clamp(min=0).sqrt()
-        scale = torch.where(scale > 1e-8 * scale.max(), scale, torch.inf)
-        found.setdefault(name, []).append(covariance / torch.outer(scale, scale))
-    return {name: torch.stack(parts).mean(0).cpu() for name, parts in found.items()}
-
-
-def _rows(
-    module: nn.Module, state: State, batch: Tensor, axes: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Each watched module's output as rows [images × places, channels]."""
+    means, scales = {}, {}
+    for key, (total, square, count) in sums.items():
+        mean = total / count  # (members, channels)
+        spread = (square / count - mean.square()).clamp(min=0).sqrt()
+        still = spread <= 1e-6 * (mean.abs() + spread.max())
+        means[key], scales[key] = mean.float(), spread.where(~still, torch.inf).reciprocal().float()
     found: dict[str, Tensor] = {}
+    for batch in data:
+        for key, x in _outputs(module, states, batch, axes).items():
+            x = (x - means[key].to(x)[:, None]) * scales[key].to(x)[:, None]
+            for group, index in standing[key]:
+                for slot in index.T:  # a unit's first place with the other's first, …
+                    rows = x[:, :, slot].transpose(0, 1).flatten(1)  # (N, members · units)
+                    part = rows.T @ rows / (sums[key][2] * index.shape[1] * len(group.sites))
+                    found[group.name] = found[group.name] + part if group.name in found else part
+    return {name: part.cpu() for name, part in found.items()}
+
+
+def _outputs(
+    module: nn.Module, states: Sequence[State], batch: Tensor, axes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Each watched module's output in each member, [members, images × places, channels]."""
+    found: dict[str, list[Tensor]] = {}
 
     def keep(name: str, out: Tensor) -> None:
         rows = out.movedim(axes[name], -1).flatten(0, -2)
-        found[name] = rows[::-(-len(rows) // _ROWS)]
+        found.setdefault(name, []).append(rows[::-(-len(rows) // _ROWS)])
 
-    watched(module, state, batch, axes, keep)
-    return found
+    for state in states:
+        watched(module, state, batch, axes, keep)
+    # A module that runs more than once in a network is watched each time.
+    times = {name: len(rows) // len(states) for name, rows in found.items()}
+    return {name: torch.stack([torch.cat(rows[start:start + times[name]])
+                               for start in range(0, len(rows), times[name])])
+            for name, rows in found.items()}
 
 
 def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tensor:
@@ -133,22 +148,36 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
     budget = torch.full((members,), int((features - units) // members * beta + 1e-4))
     # Pairs of members that may merge no more among their own: last of all, if nothing else is left.
     shut = (owner[:, None] == owner[None]) & (budget == 0)[owner][:, None]
+    score = near - _LAST * shut
+    top, partner = score.max(1)  # each feature's best, kept up to date
     for _ in range(features - units):
-        pick = int(torch.where(shut, near - _LAST, near).argmax())
-        one, other = sorted(divmod(pick, features))
+        pick = int(top.argmax())
+        one, other = sorted((pick, int(partner[pick])))
         part_of[part_of == other] = one
         # A merged feature is as near to another as the farther one of its parts.
         joint = torch.minimum(near[one], near[other])
         joint = joint * alpha if alpha > 0 else joint.clamp(max=_LATE)
+        joint[one] = -torch.inf
         near[one], near[:, one] = joint, joint
+        near[other], near[:, other] = -torch.inf, -torch.inf
         shut[one] |= shut[other]
         shut[:, one] |= shut[:, other]
-        near[other], near[:, other], near[one, one] = -torch.inf, -torch.inf, -torch.inf
         if owner[one] == owner[other]:
             budget[owner[one]] -= 1
             if budget[owner[one]] == 0:
                 same = owner == owner[one]
                 shut |= same[:, None] & same[None]
+                score = near - _LAST * shut
+                partner = torch.full_like(partner, one)  # all are looked at again
+        row = near[one] - _LAST * shut[one]
+        score[one], score[:, one] = row, row
+        score[other], score[:, other] = -torch.inf, -torch.inf
+        again = ((partner == one) | (partner == other)).nonzero()[:, 0]
+        top[again], partner[again] = score[again].max(1)
+        nearer = row > top
+        top, partner = row.where(nearer, top), torch.where(nearer, one, partner)
+        top[one], partner[one] = row.max(0)
+        top[other] = -torch.inf
     _, places = torch.unique(part_of, return_inverse=True)
     return cast(Tensor, places)
 
