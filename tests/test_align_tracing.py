@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from zoo.errors import FusionError, ShapeMismatch
 from zoo.fusion.align import Graph, Group, Place, permute, trace
 from zoo.fusion.align.checking import verified
+from zoo.fusion.align.rules import RULES
 
 
 class Net(nn.Module):
@@ -153,6 +154,17 @@ def test_norms_of_queries_and_keys_tie_all_heads() -> None:
 def test_what_cannot_move_stays(run: Callable[..., Tensor], why: str) -> None:
     graph = trace(Net({"a": conv(3, 4), "b": conv(4, 2)}, run), images())
     assert sizes(graph) == {}, why
+
+
+def test_a_rule_that_fails_costs_groups_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.Sigmoid(), conv(4, 2))
+
+    def fails(*_: object) -> Tensor:
+        raise IndexError("an argument that nobody foresaw")
+
+    for rule in (fails, lambda *_: torch.zeros(1, dtype=torch.int64)):
+        monkeypatch.setitem(RULES, "sigmoid", rule)
+        assert sizes(trace(net, images())) == {"0.weight:0": 4}
 
 
 def test_a_constant_that_is_the_same_for_all_lets_them_move() -> None:

@@ -182,6 +182,19 @@ def test_repair_of_copies_gives_them_back() -> None:
         torch.testing.assert_close(tensor, state[key], atol=1e-4, rtol=1e-3)
 
 
+def test_repair_of_tied_weights_needs_the_first_of_them() -> None:
+    net = nn.Sequential(nn.Flatten(), *(nn.Linear(108, 108), nn.ReLU()) * 2, nn.Linear(108, 5))
+    assert net[1] is net[3]
+    states = [{key: torch.randn_like(tensor) for key, tensor in net.state_dict().items()}
+              for _ in range(2)]
+    shares = weights({key: tensor for key, tensor in states[0].items() if key[0] != "3"}, 1.0, 1.0)
+    result = repair(states, base=None, weights=shares, module=net, data=batches())
+    for state in states:
+        state["3.weight"] += 100
+    again = repair(states, base=None, weights=shares, module=net, data=batches())
+    assert torch.equal(again["1.weight"], result["1.weight"])
+
+
 def test_repair_of_batch_norm_estimates_its_statistics_again() -> None:
     states = [state_of(normed, seed) for seed in (0, 1)]
     fused = mean_of([{key: tensor.float() for key, tensor in state.items()} for state in states])

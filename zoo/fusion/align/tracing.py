@@ -96,16 +96,30 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         found = None
         if any(self._may_move(tensor) for tensor in tensors):
-            rule = rule_for(function)
-            found = None if rule is None else rule(self, function, given, out)
+            found = self._ruled(function, given, out, outputs)
             if found is None:
                 for tensor in tensors:
                     self.units.fix(self.labels(tensor))
-        labels = list(found) if isinstance(found, (tuple, list)) else [found]
         for number, tensor in enumerate(outputs if tensors else ()):
-            known = labels[number] if number < len(labels) else None
+            known = found[number] if found is not None and number < len(found) else None
             self._note(tensor, self.units.still(tensor.shape) if known is None else known)
         return out
+
+    def _ruled(
+        self, function: Any, given: Mapping[str, Any], out: Any, outputs: list[Tensor]
+    ) -> list[Tensor] | None:
+        """The labels of the first outputs, None where no rule knows them."""
+        rule = rule_for(function)
+        if rule is None:
+            return None
+        try:
+            found = rule(self, function, given, out)
+        except (RuntimeError, ValueError, LookupError, TypeError):
+            return None  # arguments that the rule does not foresee
+        labels = list(found) if isinstance(found, (tuple, list)) else [found]
+        alike = all(isinstance(label, Tensor) and label.shape == tensor.shape
+                    for label, tensor in zip(labels, outputs, strict=False))
+        return labels if alike else None
 
     def labels(self, tensor: Tensor) -> Tensor:
         """The labels of a tensor's elements; one that is new to the trace stays as it is."""
@@ -119,7 +133,6 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return known if isinstance(known, View) else None
 
     def _note(self, tensor: Tensor, labels: Tensor) -> None:
-        assert labels.shape == tensor.shape, f"{list(labels.shape)} for {list(tensor.shape)}"
         self._seen[id(tensor)] = tensor, labels
 
     def _may_move(self, tensor: Tensor) -> bool:

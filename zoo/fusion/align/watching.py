@@ -20,13 +20,15 @@ def watched(
 ) -> None:
     """Run the module in its mode on a batch.
 
-    see: gets the name and the output of each module in `names`, as often as it runs; a tensor that
-    it returns takes the output's place.
+    state: of tied weights the first counts. see: gets the name and the output of each module in
+    `names`, as often as it runs; a tensor that it returns takes the output's place.
     """
     def hook(name: str) -> Any:
         return lambda module, inputs, out: see(name, out)
 
+    own = module.state_dict(keep_vars=True)
+    first = {id(tensor): key for key, tensor in reversed(own.items())}
     with ExitStack() as stack:
         for name in names:
             stack.callback(module.get_submodule(name).register_forward_hook(hook(name)).remove)
-        torch.func.functional_call(module, dict(state), (batch,), tie_weights=False)
+        torch.func.functional_call(module, {key: state[key] for key in first.values()}, (batch,))
