@@ -20,7 +20,8 @@ NARROW = [8, "M", 16, "M", 32, 32, "M", 32, 32, "M", 32, 32, "M"]
 FAMILIES: list[tuple[str, int, dict[str, Any], float]] = [
     ("resnet18", 32, {}, 0.95),
     ("resnet50", 32, {}, 0.98),
-    ("resnext50_32x4d", 32, {"layers": (1, 1, 1, 1)}, 0.8),  # a grouped convolution's inputs keep their order in it
+    # A grouped convolution's inputs keep their order in their group.
+    ("resnext50_32x4d", 32, {"layers": (1, 1, 1, 1)}, 0.8),
     ("seresnet50", 32, {"layers": (1, 1, 1, 1)}, 0.95),
     ("vgg", 32, {"cfg": NARROW, "mlp_ratio": 0.02}, 0.85),
     ("vgg_bn", 32, {"cfg": NARROW, "mlp_ratio": 0.02, "norm_layer": nn.BatchNorm2d}, 0.85),

@@ -182,6 +182,24 @@ def test_a_slice_learns_its_offset_and_the_tensors_shape() -> None:
     assert torch.equal(merged["w"], torch.full((2, 3), 2.0))
 
 
+def test_rows_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def build(tensors: Sequence[Tensor], *, key: str, offset: int,
+              shape: tuple[int, ...]) -> Tensor:
+        calls.append((key, offset, tensors[0].numel()))
+        assert shape == tuple(states[0][key].shape)
+        return tensors[0] + 1
+
+    monkeypatch.setattr(stream, "PIECE", 20)
+    states = [{"kernels": torch.zeros(5, 2, 2, 2), "wide": torch.zeros(2, 50),
+               "vector": torch.zeros(30), "scalar": torch.zeros(()), "none": torch.zeros(0, 3)}]
+    merged = merge_states(states, build, spec=spec("rows"))
+    assert calls == [("kernels", 0, 16), ("kernels", 16, 16), ("kernels", 32, 8), ("wide", 0, 50),
+                     ("wide", 50, 50), ("vector", 0, 30), ("scalar", 0, 1), ("none", 0, 0)]
+    assert all(torch.equal(merged[key], states[0][key] + 1) for key in merged)
+
+
 def test_a_strategy_may_see_the_whole_model() -> None:
     def build(states: Sequence[State], *, base: State | None, weights: Mapping[str, Any],
               gain: float) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def test_what_is_missing_is_said(
 
 def test_a_network_without_groups_is_refused() -> None:
     state = {"weight": torch.ones(2, 2)}
-    with pytest.raises(FusionError, match="no units of this network can be permuted. 'average'"):
+    with pytest.raises(FusionError, match=r"no units of this network can be permuted. 'average'"):
         rebasin([state, state], base=None, weights={"weight": [1, 1]}, graph=Graph((), {}))
 
 

@@ -26,7 +26,7 @@ Vector = NDArray[np.float64]
 NAMED = {spec.name: spec for spec in SPECS}
 WEIGHT = (1.0, 0.5, 2.0)
 SCALES = {"a": 0.1, "b": 1.0, "c": 3.0}
-SHAPES = {"a": (30, 20), "b": (25,), "c": ()}
+SHAPES = {"a": (150, 100), "b": (25,), "c": ()}
 
 
 def state(seed: int) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def close(found: dict[str, Tensor], keys: list[str], change: Vector) -> None:
 @pytest.mark.parametrize("select", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("convention", ["paper", "mergekit"])
 def test_sce_against_its_definition(select: float, convention: str) -> None:
-    small = 1e-4 if convention == "mergekit" else 1.0  # so that its floors are met
+    small = 1e-3 if convention == "mergekit" else 1.0  # so that its floors are met
     states = [{key: BASE[key] + small * tensor for key, tensor in one.items()} for one in STATES]
     merged = merge("sce", states, select_topk=select, scale=0.7, convention=convention)
     for key in SHAPES:
@@ -86,6 +86,15 @@ def test_sce_selects_where_members_differ() -> None:
     assert merged.tolist() == [0, 0, 0, 0]
     with pytest.raises(OptionError, match=r"sce: select_topk is 0, expected a fraction in \(0, 1"):
         sce([one], base=base, key="k", weight=[1.0], select_topk=0)
+
+
+def test_sce_has_mergekits_floor_under_its_weights() -> None:
+    tensors = [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1e-4])]
+    paper, theirs = (sce([tensor + 0 for tensor in tensors], base=torch.zeros(2), key="k",
+                         weight=[1.0, 1e-7], select_topk=1.0, convention=convention)
+                     for convention in ("paper", "mergekit"))
+    assert paper[1].item() == pytest.approx(1e-4)
+    assert theirs[1].item() == pytest.approx(1e-4 * 0.5e-7 / 1e-6, rel=1e-3)
 
 
 def reference_pcb(vectors: Vector, ratio: float) -> Vector:
@@ -151,12 +160,12 @@ def test_lines_scales_with_the_depth() -> None:
     torch.testing.assert_close(at(0.0), base + change / 2)
     torch.testing.assert_close(at(1.0), base + change)
     torch.testing.assert_close(at(0.5, alpha=0.2, beta=0.4), base + 0.4 * change)
-    keys = ("stem.weight", "blocks.0.weight", "blocks.1.weight", "head.weight")
+    keys = ("stem.weight", *(f"blocks.{n}.weight" for n in range(3)), "head.weight")
     states, start = [{key: torch.ones(1) for key in keys}], {key: torch.zeros(1) for key in keys}
     spec = NAMED["lines"]
     merged = merge_states(states, load(spec), spec=spec, base=start,
                           options=checked(spec, {"alpha": 0.1, "beta": 0.9}))
-    assert [round(merged[key].item(), 6) for key in keys] == [0.1, 0.4, 0.7, 1.0]
+    assert [round(merged[key].item(), 6) for key in keys] == [0.1, 0.1, 0.55, 1.0, 1.0]
 
 
 def test_swa_takes_its_checkpoints() -> None:

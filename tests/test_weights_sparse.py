@@ -242,10 +242,16 @@ def test_trims_keep_what_is_equal_to_the_end() -> None:
     assert trimmed(values, float("inf")).eq(0).all()
     assert without_largest(values.clone(), 1.0).tolist() == [0, -1, 0, 0.5, 1, 0]
     assert without_largest(values.clone(), float("inf")).tolist() == values.tolist()
-    double = torch.tensor([1 / 3, -1 / 3, 0.3], dtype=torch.float64)  # float32 rounds it up
-    least = double.float().abs().max().item()
-    assert trimmed(double, least).tolist() == [1 / 3, -1 / 3, 0]
-    assert without_largest(double.clone(), least).tolist() == double.tolist()
+
+    # A double is where float32 rounds it to: the first two here to the end, the others beyond.
+    end = float(np.float32(1 / 3))
+    step = float(np.nextafter(np.float32(end), np.float32(1))) - end
+    inside = torch.tensor([end - 0.4 * step, -end + 0.4 * step], dtype=torch.float64)
+    assert torch.equal(trimmed(inside, end), inside)
+    assert trimmed(inside - inside.sign() * 0.5 * step, end).eq(0).all()
+    inside = torch.tensor([end + 0.4 * step, -end - 0.4 * step], dtype=torch.float64)
+    assert torch.equal(without_largest(inside.clone(), end), inside)
+    assert without_largest(inside + inside.sign() * 0.5 * step, end).eq(0).all()
 
 
 @pytest.mark.parametrize("weight", [WEIGHT, (1.0, 1.0, 1.0), (1.0, -0.5, 2.0), (0.0, 0.0, 0.0)])

@@ -107,6 +107,8 @@ def test_against_the_definitions(shape: tuple[int, ...], spread: float) -> None:
         "slerp": (merge("slerp", two, t=0.3), arc(vectors[0], vectors[1], 0.3)),
         "slerp by weight": (merge("slerp", two, weight=WEIGHT[:2]),
                             arc(vectors[0], vectors[1], t)),
+        "slerp by both": (merge("slerp", two, t=0.2, weight=WEIGHT[:2]),
+                          arc(vectors[0], vectors[1], 0.1 / (0.8 + 0.1))),
         "nuslerp": (merge("nuslerp", two, weight=WEIGHT[:2]), arc(vectors[0], vectors[1], t)),
         "nuslerp, base": (merge("nuslerp", two, start, weight=WEIGHT[:2]),
                           origin + arc(changes[0], changes[1], t)),
@@ -168,6 +170,9 @@ def test_mergekit_goes_straight_earlier() -> None:
     torch.testing.assert_close(theirs, (one + 4 * near) / 2)
     assert not torch.equal(paper, theirs)
     torch.testing.assert_close(paper, theirs, rtol=1e-3, atol=0)
+    apart = torch.tensor([1.0, 0.1])  # cos φ = 0.995
+    assert torch.equal(slerp([one, apart], key="k", weight=[1, 1], convention="mergekit"),
+                       slerp([one, apart], key="k", weight=[1, 1]))
 
 
 def test_karcher_of_signs_does_not_explode() -> None:
@@ -179,7 +184,9 @@ def test_karcher_of_signs_does_not_explode() -> None:
 def test_karcher_stops_early_when_told() -> None:
     tensors = members(3, 50, spread=3.0)
     far = karcher(tensors, key="k", weight=WEIGHT, max_iter=50, tol=0)
-    assert not torch.allclose(karcher(tensors, key="k", weight=WEIGHT, max_iter=0), far, atol=1e-3)
+    start = karcher(tensors, key="k", weight=WEIGHT, max_iter=0)
+    torch.testing.assert_close(start, multislerp(tensors, key="k", weight=WEIGHT))
+    assert not torch.allclose(start, far, atol=1e-3)
     torch.testing.assert_close(karcher(tensors, key="k", weight=WEIGHT), far, rtol=1e-4, atol=1e-4)
     with pytest.raises(OptionError, match=r"max_iter is -1 and tol is 1e-05, expected 0 or more"):
         karcher(tensors, key="k", weight=WEIGHT, max_iter=-1)

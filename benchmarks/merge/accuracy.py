@@ -48,11 +48,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     test = zoo.load_data("zoo/mnist", split="test", limit=given.test, image_size=64)
     rows: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for norms in ("frozen", "trained"):
+    try:
         for seed in range(given.seeds):
-            for row, column, accuracy in one_seed(given, norms, seed, test):
-                rows[row, norms][column].append(100 * accuracy)
-    print_table(rows, given.seeds)
+            for norms in ("frozen", "trained"):
+                for row, column, accuracy in one_seed(given, norms, seed, test):
+                    rows[row, norms][column].append(100 * accuracy)
+    finally:
+        print_table(rows)  # what there is, after Ctrl-C too
 
 
 def one_seed(given: argparse.Namespace, norms: str, seed: int, test: Any) -> Any:
@@ -101,14 +103,15 @@ def accuracy(model: Model, data: Any) -> float:
     return float(zoo.evaluate(model, data).accuracy)
 
 
-def print_table(rows: Any, seeds: int) -> None:
+def print_table(rows: Any) -> None:
     for norms in ("frozen", "trained"):
-        print(f"\nBatch norm {norms} in the members, {seeds} seeds, test accuracy in %:\n")
-        print("| | statistics as fused | re-estimated |\n| --- | --- | --- |")
+        print(f"\nBatch norm {norms} in the members, test accuracy in %:\n")
+        print("| | statistics as fused | re-estimated | seeds |\n| --- | --- | --- | --- |")
         for (row, treated), columns in rows.items():
             if treated == norms:
                 plain = columns.get("pooled") or columns.get("", [])
-                print(f"| {row} | {spread(plain)} | {spread(columns.get('reestimated', []))} |")
+                print(f"| {row} | {spread(plain)} | {spread(columns.get('reestimated', []))} | "
+                      f"{len(plain)} |")
 
 
 def spread(values: list[float]) -> str:

@@ -65,8 +65,8 @@ class Merge:
     options: Mapping[str, Any]
     seed: int = 0
     given: Mapping[str, Any] = field(default_factory=dict)
-    piece: int = PIECE
-    measured_piece: int = MEASURED_PIECE
+    piece: int = field(default_factory=lambda: PIECE)
+    measured_piece: int = field(default_factory=lambda: MEASURED_PIECE)
 
     @property
     def scope(self) -> str:

@@ -49,6 +49,15 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "sce": {"select_topk": 1.0},
 }
 _IDLE = ("int8_mask", "weight", "t")  # how it stores masks; what is read apart
+# What it calls by flags: parameter, its value → our option and value, None for our default.
+_FLAGS: Mapping[tuple[str, bool], tuple[str, Any] | None] = {
+    ("nuslerp_flatten", True): None,
+    ("nuslerp_flatten", False): ("over", "rows"),
+    ("nuslerp_row_wise", True): ("over", "rows"),
+    ("filter_wise", True): ("over", "rows"),
+    ("filter_wise", False): None,
+}
+_LAYERS = "*.[0-9]*.*"
 _TOP = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
 _SURGERY = ("slices", "modules")
 _LEFT_TO_US = ("tokenizer_source", "tokenizer", "chat_template", "name")
@@ -160,6 +169,11 @@ class _Reader:
         names = {*common, *(name for _, own in models for name in own)} - set(_IDLE)
         found: dict[str, Any] = {}
         for name in sorted(names):
+            flag = (name, bool(common.get(name)))
+            if flag in _FLAGS:
+                told = _FLAGS[flag]
+                found |= {told[0]: told[1]} if told else {}
+                continue
             option = _RENAMED.get(name, name)
             if option not in known:
                 near = suggest(option, known, n=1)
@@ -192,19 +206,25 @@ class _Reader:
         """A number, numbers along the depth, or both by pattern."""
         if isinstance(setting, Mapping):
             setting = [setting]
-        if isinstance(setting, list) and setting and all(
-                isinstance(each, Mapping) for each in setting):
-            table: dict[str, Any] = {}
-            for each in setting:
-                part = each.get("filter")
-                pattern = "*" if part in (None, "*") else f"*{part}*"
-                table.setdefault(pattern, self._numbers(field, each.get("value")))
-            return table
-        return self._numbers(field, setting)
+        conditional = isinstance(setting, list) and bool(setting) and all(
+            isinstance(each, Mapping) for each in setting)
+        settings = setting if conditional else [{"value": setting}]
+        table: dict[str, Any] = {}
+        for each in settings:
+            part, value = each.get("filter"), self._numbers(field, each.get("value"))
+            if part not in (None, "*"):
+                table.setdefault(f"*{part}*", value)
+                continue
+            if isinstance(value, list):  # what is in no layer has the first number there
+                table.setdefault(_LAYERS, value)
+                value = value[0]
+            table.setdefault("*", value)
+        return table["*"] if table.keys() == {"*"} else table
 
     def _numbers(self, field: str, value: Any) -> Any:
         try:
-            return [float(each) for each in value] if isinstance(value, list) else float(value)
+            return [float(each) for each in value] if isinstance(value, list) and value else (
+                float(value))
         except (TypeError, ValueError):
             raise self.wrong(field, f"is {value!r}, expected a number or a list of them") from None
 

@@ -70,7 +70,8 @@ def merge(
     out = Path(out).expanduser()
     _check(spec, inputs, base, out, rounding, max_shard_bytes, threads)
     wanted = None if dtype is None else resolve_dtype(dtype)
-    places = [located(each) for each in (*inputs, *(() if base is None else (base,)))]
+    given = [*inputs] if base is None else [*inputs, base]
+    places = [located(each) for each in given]
     want_same_labels(spec.name, [str(each) for each in inputs],
                      [place for place, _ in places[:len(inputs)]])
     opened = [open_tensors(place) for place, _ in places]
@@ -81,8 +82,8 @@ def merge(
     like = {key: torch.empty(first.shape(key), device="meta", dtype=wanted if
                              wanted and key in weights else first.dtype(key))
             for key in first if key not in first.aliases}
-    told = [source(given, *place, state.files, hashes) for given, place, state
-            in zip((*inputs, *(() if base is None else (base,))), places, opened, strict=True)]
+    told = [source(each, *place, state.files, hashes)
+            for each, place, state in zip(given, places, opened, strict=True)]
     made = {"strategy": spec.name, "options": values, "seed": seed, "sources": told[:len(inputs)],
             **({"base": told[-1]} if base is not None else {}),
             **({"weight": weight} if weight is not None else {}),
@@ -100,8 +101,10 @@ def merge(
         def write(key: str, begin: int, part: Tensor) -> None:
             put(key, begin, rounded(part, like[key].dtype, rounding, (seed, key), begin))
 
-        with task("merge", sum(tensor.numel() for tensor in like.values()), "weights") as advance:
-            extra = run(job, write, threads=threads, advance=advance)
+        size = sum(tensor.nbytes for tensor in like.values())
+        each = size / max(sum(tensor.numel() for tensor in like.values()), 1)
+        with task("merge", size, "bytes") as advance:
+            extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
             for key in parts.norms:
                 value = extra.get(key)
                 write(key, 0, (pooled(states, key, mixture(weights[key])) if value is None

@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from zoo.fusion.align.graph import Graph, Group, permute
 
-# A wrong permutation changes the output in its leading digits, a right one in float64's last.
-_TOLERANCE = 1e-7
+# A wrong permutation changes the output in its leading digits, a right one in float64's last, or
+# in float32's where a network computes in float32 whatever it is given.
+_TOLERANCE = 1e-6
 # How often the network runs to find which groups fail; those not found to hold by then are dropped.
 _MOST_RUNS = 200
 
@@ -22,12 +23,13 @@ _MOST_RUNS = 200
 def verified(module: nn.Module, example: Tensor, groups: Sequence[Group]) -> list[Group]:
     """The groups under whose permutations the output stays the same, for random weights.
 
-    A cycle of all units and a swap of two generate every permutation, so both are tried.
+    A cycle of all units and a random order are tried, which nearly always generate every other.
     module, example: as for `trace`.
     """
     state = random_state(module)
-    noise = torch.Generator().manual_seed(1)
-    images = torch.randn(example.shape, generator=noise, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(1)
+    # Two inputs, since fewer units are silent on both.
+    images = torch.randn(2, *example.shape, generator=draw, dtype=torch.float64)
     expected = outputs(module, state, images)
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
 
@@ -39,8 +41,9 @@ def verified(module: nn.Module, example: Tensor, groups: Sequence[Group]) -> lis
         if runs > _MOST_RUNS:
             return False
         graph = Graph(tuple(some), shapes)
-        for order in (_cycle, _swap):
-            permuted = permute(state, graph, {group.name: order(group.size) for group in some})
+        cycles = {group.name: torch.arange(group.size).roll(1) for group in some}
+        for orders in (cycles, graph.random(draw)):
+            permuted = permute(state, graph, orders)
             if not close(outputs(module, permuted, images), expected):
                 return False
         return True
@@ -86,16 +89,17 @@ def random_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def outputs(module: nn.Module, state: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
-    """The tensors that the module gives with this whole state, in float64 on the CPU."""
+    """The tensors that the module gives for each of several inputs with this whole state, in
+    float64 on the CPU."""
     net = sharing_copy(module)
     for part in net.modules():
         for name in part._non_persistent_buffers_set:  # the state has all the others
             buffer = part._buffers[name]
             if buffer is not None:
                 part._buffers[name] = _wide(buffer)
-    out = torch.func.functional_call(net, dict(state), (images.clone(),),
-                                      tie_weights=False)
-    return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+    found = [torch.func.functional_call(net, dict(state), (image.clone(),), tie_weights=False)
+             for image in images]
+    return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 def close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -115,11 +119,3 @@ def _passing(groups: list[Group], holds: Callable[[Sequence[Group]], bool]) -> l
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
-
-
-def _cycle(size: int) -> Tensor:
-    return torch.arange(size).roll(1)
-
-
-def _swap(size: int) -> Tensor:
-    return torch.tensor([1, 0, *range(2, size)])

@@ -66,7 +66,7 @@ class _Grouping:
         for bucket in self._buckets(block):
             parts = [tuple(self.visit(unit)) for unit in bucket]
             if len(bucket) > 1 and not self._stays(bucket[0]):
-                made.append(self._make(bucket, parts))
+                made += self._make(bucket, parts)
         return made
 
     def _buckets(self, block: int) -> list[list[int]]:
@@ -100,13 +100,13 @@ class _Grouping:
                     stands.setdefault(axis, []).extend(at)
         return stands
 
-    def _make(self, bucket: Sequence[int], parts: Sequence[tuple[str, ...]]) -> str:
+    def _make(self, bucket: Sequence[int], parts: Sequence[tuple[str, ...]]) -> list[str]:
         stands = [self._stands(unit) for unit in bucket]
         where = [Place(*self.axes[axis], torch.tensor([unit[axis] for unit in stands]))
                  for axis in sorted(stands[0])]
         places = tuple(where[:sum(axis < self.first_site for axis in stands[0])])
         if not places:
-            return ""
+            return []
         name = f"{places[0].key}:{places[0].axis}"
         if name in self._names:
             name += f"[{int(places[0].index[0, 0])}]"
@@ -115,4 +115,4 @@ class _Grouping:
         self._names.add(name)
         self.found.append(Group(name, len(bucket), places, tuple(where[len(places):]),
                                 tuple(parts) if any(parts) else ()))
-        return name
+        return [name]

@@ -132,8 +132,6 @@ def constant(trace: Labelled, function: Any, given: Given, out: Any) -> Tensor:
 
 
 def reduction(trace: Labelled, function: Any, given: Given, out: Any) -> Tensor:
-    if "other" in given:
-        return pointwise(trace, function, given, out)
     labels = trace.labels(given["self"])
     axes = given.get("dim")
     if axes is None or axes == []:

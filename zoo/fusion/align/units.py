@@ -22,7 +22,7 @@ from zoo.fusion.align.labels import (
 )
 
 # A label tensor is never compared element by element beyond this size: its units are fixed.
-MOST_ELEMENTS = 1 << 25
+MOST_ELEMENTS = 1 << 23
 _WORD = (1 << 64) - 1
 
 
@@ -229,7 +229,7 @@ class Units:
         count = torch.Size(small.shape[axis] for axis in along).numel()
         for _ in range(2):
             small = self.roots(small)
-            rows = small.expand(small.shape).permute(*rest, *along).reshape(-1, count)
+            rows = small.permute(*rest, *along).reshape(-1, count)
             sets, where = distinct(rows.clamp(min=0).sort(dim=1).values, 0)
             inside = [frozenset(unit for unit in row if unit) for row in sets.tolist()]
             if len(inside) == 1 and len(inside[0]) != 1:
