@@ -190,8 +190,9 @@ def wudi_loss(vector: Tensor, vectors: list[Tensor]) -> Tensor:
                for own in vectors)
 
 
-def test_wudi_takes_adams_steps_on_its_loss() -> None:
-    vectors = members((6, 10))
+@pytest.mark.parametrize("shape", [(6, 10), (3, 40)])
+def test_wudi_takes_adams_steps_on_its_loss(shape: tuple[int, int]) -> None:
+    vectors = members(shape)
     vector = torch.stack(vectors).sum(0).requires_grad_()
     adam = torch.optim.Adam([vector], lr=1e-2)
     for _ in range(40):
@@ -200,7 +201,7 @@ def test_wudi_takes_adams_steps_on_its_loss() -> None:
         adam.step()
     found = merged(wudi, vectors, lr=1e-2, steps=40)
     torch.testing.assert_close(found, vector.detach(), rtol=1e-6, atol=1e-6)
-    assert wudi_loss(found, vectors) < 0.75 * wudi_loss(torch.stack(vectors).sum(0), vectors)
+    assert wudi_loss(found, vectors) < 0.8 * wudi_loss(torch.stack(vectors).sum(0), vectors)
 
 
 def test_wudi_leaves_alone_what_does_not_interfere() -> None:

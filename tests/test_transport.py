@@ -185,6 +185,13 @@ def test_the_nearest_features_are_merged_first() -> None:
     assert _across(torch.tensor([0, 0, 1, 1]), 2) == 0
 
 
+def test_a_merged_feature_is_as_near_as_the_farther_of_its_parts() -> None:
+    similarity = torch.eye(4)
+    for one, other, value in ((0, 2, 0.9), (1, 2, 0.8), (1, 3, 0.5), (0, 1, 0.1)):
+        similarity[one, other] = similarity[other, one] = value
+    assert _zipped(similarity, 2, 1.0, 1.0).tolist() == [0, 1, 0, 1]
+
+
 def test_a_member_merges_no_more_among_its_own_than_it_may() -> None:
     similarity = correlations(32, 0)
     similarity[:16, :16] += 2  # the first member's features are all alike

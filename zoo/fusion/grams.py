@@ -67,35 +67,41 @@ def input_grams(
 def regressed(
     means: Mapping[str, Tensor],
     states: Sequence[Mapping[str, Tensor]],
-    grams: Sequence[Mapping[str, Tensor]],
+    grams: Iterable[Mapping[str, Tensor]],
     weights: Mapping[str, Sequence[float]],
     damping: float,
 ) -> dict[str, Tensor]:
     """(Σ wᵢGᵢ)⁻¹ Σ wᵢGᵢWᵢ of each layer that has a Gram matrix in every member.
 
     means: the members' means, which stay in directions that no input has. grams: one mapping per
-    member, as by `input_grams`. weights: one number ≥ 0 per member. damping: factor on the Gram
-    matrices' off-diagonal entries.
+    member, as by `input_grams`; taken one after another, and changed. weights: one number ≥ 0 per
+    member. damping: factor on the Gram matrices' off-diagonal entries.
     """
-    found: dict[str, Tensor] = {}
-    for key in grams[0]:
-        if not all(key in own for own in grams):
-            continue
-        mean, groups = means[key], len(grams[0][key])
-        whole = torch.zeros_like(grams[0][key])  # (G, n, n)
-        right = whole.new_zeros(groups, mean.shape[0] // groups, whole.shape[-1])
-        for state, own, share in zip(states, grams, weights[key], strict=True):
-            diagonal = torch.diag_embed(own[key].diagonal(dim1=1, dim2=2))
-            gram = share * (damping * own[key] + (1 - damping) * diagonal)
-            whole += gram
-            right += doubled(state[key] - mean).view_as(right) @ gram  # (G, out/G, n)
-        scale = whole.diagonal(dim1=1, dim2=2).sqrt().reciprocal()  # (G, n)
-        scale = scale.where(scale.isfinite(), 0)
-        whole = scale[:, :, None] * whole * scale[:, None, :]
-        whole.diagonal(dim1=1, dim2=2).add_(_RIDGE)
-        away = torch.linalg.solve(whole, right * scale[:, None, :], left=False) * scale[:, None, :]
-        found[key] = mean + away.reshape(mean.shape).to(mean)
-    return found
+    wholes: dict[str, Tensor] = {}
+    rights: dict[str, Tensor] = {}
+    for number, (state, own) in enumerate(zip(states, grams, strict=True)):
+        for key, gram in own.items():  # (G, n, n)
+            diagonal = gram.diagonal(dim1=1, dim2=2).clone()
+            gram.mul_(damping).diagonal(dim1=1, dim2=2).copy_(diagonal)
+            gram.mul_(weights[key][number])
+            away = doubled(state[key] - means[key])
+            right = away.reshape(len(gram), -1, gram.shape[-1]) @ gram  # (G, out/G, n)
+            wholes[key] = wholes[key].add_(gram) if key in wholes else gram
+            rights[key] = rights[key].add_(right) if key in rights else right
+        for key in wholes.keys() - own.keys():
+            del wholes[key]
+    return {key: means[key] + _solved(whole, rights[key]).reshape(means[key].shape).to(means[key])
+            for key, whole in wholes.items()}
+
+
+def _solved(whole: Tensor, right: Tensor) -> Tensor:
+    """X of X · whole = right, zero where `whole` is; whole: [G, n, n], which is changed."""
+    scale = whole.diagonal(dim1=1, dim2=2).sqrt().reciprocal()  # (G, n)
+    scale = scale.where(scale.isfinite(), 0)
+    whole.mul_(scale[:, :, None]).mul_(scale[:, None, :])
+    whole.diagonal(dim1=1, dim2=2).add_(_RIDGE)
+    found: Tensor = torch.linalg.solve(whole, right * scale[:, None, :], left=False)
+    return found * scale[:, None, :]
 
 
 def _rows(

@@ -44,7 +44,7 @@ def regmean(
     want_shares("regmean", weights)
     fused = {key: average([state[key] for state in states], base=None, key=key, weight=row)
              for key, row in weights.items()}
-    grams = [input_grams(module, state, weights, data) for state in states]
+    grams = (input_grams(module, state, weights, data) for state in states)
     return {**fused, **regressed(fused, states, grams, weights, damping)}
 
 

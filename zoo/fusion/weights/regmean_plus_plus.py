@@ -52,8 +52,8 @@ def regmean_plus_plus(
         if not block:
             continue
         before = completed(fused, states, next(iter(weights.values())))
-        grams = [input_grams(module, {key: before[key] if depth_of[key] < depth else tensor
-                                      for key, tensor in state.items()}, block, data)
-                 for state in states]
+        fed = [{key: before[key] if depth_of[key] < depth else tensor
+                for key, tensor in state.items()} for state in states]
+        grams = (input_grams(module, state, block, data) for state in fed)
         fused |= regressed(fused, states, grams, weights, damping)
     return fused

@@ -57,16 +57,23 @@ def wudi(
 
 def _merge(matrices: list[Tensor], steps: int, lr: float) -> Tensor:
     """matrices: one per member, each [m, n]."""
+    start = torch.stack(matrices).sum(0)
     moved = [matrix for matrix in matrices if matrix.any()]
-    merged = torch.stack(matrices).sum(0)
-    if not moved:
-        return merged
-    # The loss is quadratic, and its gradient 2(τG − C).
-    grams = [matrix.mT @ matrix / matrix.square().sum() for matrix in moved]
-    gram = torch.stack(grams).sum(0)  # (n, n)
-    target = torch.stack([matrix @ own for matrix, own in zip(moved, grams, strict=True)]).sum(0)
-    adam = torch.optim.Adam([merged], lr=lr)
+    if len(moved) < 2:
+        return start  # nobody is interfered with
+    # The loss is quadratic: with τ = Σ τⱼ + δ and Aᵢ = τᵢ / ‖τᵢ‖ its gradient is
+    # 2(δ Σ AᵢᵀAᵢ + Σ (Σ τⱼ − τᵢ) AᵢᵀAᵢ), and what does not interfere stays exactly as it is.
+    units = [matrix / matrix.norm() for matrix in moved]
+    others = [torch.stack(moved[:place] + moved[place + 1:]).sum(0) for place in range(len(moved))]
+    pull = torch.stack([other @ unit.mT @ unit
+                        for other, unit in zip(others, units, strict=True)]).sum(0)
+    stacked = torch.cat(units)  # (T · m, n)
+    # Whichever multiplies less: through all rows, or by the Gram matrix of the columns.
+    gram = None if 2 * len(stacked) < stacked.shape[1] else stacked.mT @ stacked
+    away = torch.zeros_like(start)
+    adam = torch.optim.Adam([away], lr=lr)
     for _ in range(steps):
-        merged.grad = 2 * (merged @ gram - target)
+        spread = away @ stacked.mT @ stacked if gram is None else away @ gram
+        away.grad = 2 * (spread + pull)
         adam.step()
-    return merged.detach()
+    return start + away.detach()
