@@ -33,13 +33,15 @@ def learned_soup(
 ) -> dict[str, Tensor]:
     """Σ softmax(a)ᵢ θᵢ with the a, and the temperature of the logits, of the least cross-entropy.
 
-    AdamW starts from equal shares; a temperature b makes the logits b · z, for the loss alone. The
-    running statistics are the mixture's. On images that were not learned from, the learned soup
-    must score no worse than the best member, which is the result otherwise.
+    AdamW starts from equal shares; a temperature b makes the logits b · z, for the loss alone.
+    Meanwhile the running statistics are the mixture's. The learned soup, the one that it started
+    from and each member are scored on images that were not learned from, and the best is the
+    result.
 
     states: one per member. weights: by key, one number ≥ 0 per member: where the shares start
     (those of the first tensor, for one share per model). report: gets `shares` (their mean over
-    the tensors), `temperature`, the `scores` of the soup and of each member, and what `won`.
+    the tensors), `temperature`, the `scores` of the soup, its start and each member, and which
+    `won`.
     Raises OptionError for negative weights, epochs or lr.
     Wortsman et al. 2022, arXiv:2203.05482.
 
@@ -56,6 +58,7 @@ def learned_soup(
     raw = torch.tensor([weights[key] for key in rows], device=states[0][rows[0]].device).log()
     temperature = torch.ones((), device=raw.device)
     row_of = {key: row for row, key in enumerate(rows)}
+    begun = raw.softmax(1)
     with torch.enable_grad():
         learned = [raw.requires_grad_(), temperature.requires_grad_()]
         adam = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
@@ -68,14 +71,16 @@ def learned_soup(
                 loss.backward()  # type: ignore[no-untyped-call]
                 adam.step()
     shares = raw.detach().softmax(1)
-    soup = completed(_mixed(states, keys, shares, row_of), states, [1.0] * len(states))
-    scores = [score(soup), *(score(state) for state in states)]
-    won = max(range(len(scores)), key=lambda place: scores[place])  # of equal ones the soup
+    candidates = {
+        name: completed(_mixed(states, keys, found, row_of), states, [1.0] * len(states))
+        for name, found in (("soup", shares), ("start", begun))}
+    candidates |= {f"member {number}": dict(state) for number, state in enumerate(states, 1)}
+    scores = {name: score(state) for name, state in candidates.items()}
+    won = max(scores, key=lambda name: scores[name])  # of equal ones the first
     if report is not None:
         report |= {"shares": shares.mean(0).tolist(), "temperature": temperature.item(),
-                   "scores": {"soup": scores[0], "members": scores[1:]},
-                   "won": "soup" if won == 0 else f"member {won}"}
-    return soup if won == 0 else dict(states[won - 1])
+                   "scores": scores, "won": won}
+    return candidates[won]
 
 
 def _mixed(
