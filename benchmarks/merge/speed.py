@@ -48,22 +48,20 @@ WITHOUT_BASE = ("linear", "slerp", "karcher", "multislerp")
 def make_models(folder: Path, scale: float, many: int) -> list[Path]:
     """A base and three models that differ from it a little, as folders of one safetensors file."""
     layers, hidden, inner, vocabulary = round(12 * scale), 1024, 2816, 32_000
-    shapes: dict[str, tuple[int, ...]] = {}
-    if many:
-        shapes = {f"model.layers.{n}.self_attn.q_proj.weight": (64, 64) for n in range(many)}
-    else:
-        shapes["model.embed_tokens.weight"] = (vocabulary, hidden)
-        for n in range(layers):
-            at = f"model.layers.{n}"
-            shapes |= {f"{at}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
-            shapes |= {f"{at}.mlp.gate_proj.weight": (inner, hidden),
-                       f"{at}.mlp.up_proj.weight": (inner, hidden),
-                       f"{at}.mlp.down_proj.weight": (hidden, inner),
-                       f"{at}.input_layernorm.weight": (hidden,),
-                       f"{at}.post_attention_layernorm.weight": (hidden,)}
-        shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+    if many:  # nine tensors a layer
+        layers, hidden, inner, vocabulary = many // 9, 64, 64, 64
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for n in range(layers):
+        at = f"model.layers.{n}"
+        shapes |= {f"{at}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
+        shapes |= {f"{at}.mlp.gate_proj.weight": (inner, hidden),
+                   f"{at}.mlp.up_proj.weight": (inner, hidden),
+                   f"{at}.mlp.down_proj.weight": (hidden, inner),
+                   f"{at}.input_layernorm.weight": (hidden,),
+                   f"{at}.post_attention_layernorm.weight": (hidden,)}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
-              "intermediate_size": inner, "num_hidden_layers": many or layers,
+              "intermediate_size": inner, "num_hidden_layers": layers,
               "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
               "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "torch_dtype": "float32"}
     generator = torch.Generator().manual_seed(0)

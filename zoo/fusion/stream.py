@@ -34,7 +34,7 @@ B = TypeVar("B")
 
 # Elements of one call of a slice-scoped strategy, and of one of its `measure`, which may give back
 # a histogram that is not small beside a piece.
-PIECE = 1 << 17
+PIECE = 1 << 18
 MEASURED_PIECE = 1 << 20
 MOST_PASSES = 10
 # Fewer elements than this are not worth threads.
