@@ -207,6 +207,10 @@ class TestWeights:
             assert torch.allclose(heads[2], torch.stack(expected))
             with torch.no_grad():
                 assert fused(images()).shape == (2, 4)
+        nets = [build("test_resnet", seed=seed, num_classes=None, classes=classes)
+                for seed, classes in ((1, ["0", "1"]), (2, ["2", "3"]))]
+        joined = zoo.fuse(nets, "average", data=labelled())  # batch norm sees labels of both
+        assert joined.classes == ("0", "1", "2", "3")
         again = zoo.fuse([fused, one], "average")  # the result of a fusion is a member of the next
         assert again.classes == fused.classes
 

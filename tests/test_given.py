@@ -216,3 +216,25 @@ def test_what_a_strategy_reports_stands_in_the_recipe(
     assert "report" not in zoo.fuse(small(), "average").recipe
     with pytest.raises(FusionError, match=r"acme/tells .* what it reports is not JSON"):
         zoo.fuse(small(), "acme/tells", wrong=True)
+
+
+class Counting(TensorDataset):
+    """A data set that counts how often each image is asked for."""
+
+    classes = ("0", "1")
+
+    def __init__(self) -> None:
+        super().__init__(*images().tensors)
+        self.asked = 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked += 1
+        return super().__getitem__(index)
+
+
+def test_data_are_opened_only_by_what_looks_at_them() -> None:
+    pair = [zoo.backbone("timm/test_vit", num_classes=2, image_size=32, seed=seed, device="cpu")
+            for seed in (0, 1)]
+    data = Counting()
+    zoo.fuse(pair, "average", data=data)  # without batch norm nothing does
+    assert data.asked == 0

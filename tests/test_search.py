@@ -136,6 +136,7 @@ def test_the_result_is_no_worse_than_the_best_member() -> None:
     assert held_out_accuracy(made) == best_of["accuracy"] > max(
         each["accuracy"] for each in told["fusions"])
     assert {"scale": -3.0} in [each["options"] for each in told["fusions"]]
+    assert made.fusion == (base, one, two)[best_of["member"] - 1].fusion  # not of this search
 
 
 def test_batch_norm_of_every_candidate_is_settled() -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from zoo.assembly.given import Norms
+from zoo.assembly.given import Norms, opened
 from zoo.assembly.members import (
     asked_classes,
     base_of,
@@ -101,17 +101,17 @@ def fuse(
                                    device=where, data=data, norms=norms)
             fused, values, report, told = found.model, found.options, found.report, found.told
         elif spec.kind == "weights":
+            images = opened(spec, models[0], chosen, data, norms)
             fused, report = fuse_weights(spec, models, started_from, weight, values, seed=seed,
-                                         device=where, data=data, norms=norms)
+                                         device=where, images=images, norms=norms)
+            settle_norms(fused, norms, images)
         else:
             fused = put_side_by_side(spec, models, chosen, values)
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
         facts = {"report": report, "search": told}
         fused.recipe |= {name: fact for name, fact in facts.items() if fact}
         fused.to(where)
-        if spec.kind == "weights" and space is None:
-            settle_norms(fused, norms, data)
-        elif hasattr(fused.fuser, "fit") and data is not None:
+        if hasattr(fused.fuser, "fit") and data is not None:
             fit_outputs(fused, data)
     return fused.to(dtype=resolve_dtype(dtype)) if dtype is not None else fused
 

@@ -4,7 +4,7 @@ their labels, and how good a candidate is."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -53,13 +53,41 @@ class Labels:
         return len(self._batches)
 
 
-def keywords(spec: FusionSpec, model: Model, data: Any, norms: Norms) -> dict[str, Any]:
+def opened(
+    spec: FusionSpec, model: Model, classes: Sequence[str], data: Any, norms: Norms
+) -> ImageData | None:
+    """The data of a fusion of weights at the members' size, for all that looks at them: with
+    labels where the strategy or batch norm needs them, or the strategy can use them and there are
+    some. None where nothing looks.
+
+    model: one of the members. classes: of the fused model. data: as `zoo.fuse` is given it.
+    """
+    choosing = norms != "pooled" and bool(norm_keys(network(model)))
+    asked = spec.uses | spec.can_use
+    if data is None or not (choosing or asked & {"data", "labels", "score"}):
+        return None
+    needed = bool(spec.uses & {"labels", "score"}) or (choosing and norms == "auto")
+    try:
+        images = load_data(data, role="train", image_size=model.image_size,
+                           labelled=needed or bool(asked & {"labels", "score"}))
+    except DataError:
+        if needed:
+            raise
+        images = load_data(data, role="train", image_size=model.image_size, labelled=False)
+    return images if images.labels is None else images.with_classes(classes)
+
+
+def keywords(
+    spec: FusionSpec, model: Model, images: ImageData | None, norms: Norms
+) -> dict[str, Any]:
     """The keywords that the spec asks for, with None for what it can do without.
 
-    model: the first member, on the device to compute on. data: as `zoo.fuse` is given it.
+    model: the first member, on the device to compute on. images: see `opened`.
     """
     asked = (spec.uses | spec.can_use) - {"base"}
     found: dict[str, Any] = dict.fromkeys(asked)
+    if not asked:
+        return found
     module = copy.deepcopy(model).eval()
     if all(parameter.dtype != torch.float64 for parameter in module.parameters()):
         module.float()  # the precision of the states
@@ -67,9 +95,8 @@ def keywords(spec: FusionSpec, model: Model, data: Any, norms: Norms) -> dict[st
         found["module"] = network(module)
     if "graph" in asked:
         found["graph"] = _graph(module)
-    if data is None or not asked & {"data", "labels", "score"}:
+    if images is None:
         return found
-    images = _wanted_images(spec, model, data)
     if "score" in asked and images.labels is not None:
         images, held_out = images.split(0.5)
         found["score"] = score_of(copy.deepcopy(module), images, held_out, norms)
@@ -78,25 +105,6 @@ def keywords(spec: FusionSpec, model: Model, data: Any, norms: Norms) -> dict[st
     if "labels" in asked and images.labels is not None:
         found["labels"] = Labels(module, images.labels)
     return found
-
-
-def _wanted_images(spec: FusionSpec, model: Model, data: Any) -> ImageData:
-    """The data, with labels where the strategy uses them, or can and there are some."""
-    if (spec.uses | spec.can_use) & {"labels", "score"}:
-        try:
-            found = load_data(data, role="train", image_size=model.image_size)
-        except DataError:
-            if spec.uses & {"labels", "score"}:
-                raise
-        else:
-            return found.with_classes(model.classes)
-    return open_images(model, data, labelled=False)
-
-
-def open_images(model: Model, data: Any, *, labelled: bool) -> ImageData:
-    """The data at the model's size, with its classes."""
-    images = load_data(data, role="train", image_size=model.image_size, labelled=labelled)
-    return images.with_classes(model.classes) if labelled else images
 
 
 def score_of(

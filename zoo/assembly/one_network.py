@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.assembly.given import Norms, keywords, open_images, reestimate_norms, settled
+from zoo.assembly.given import Norms, keywords, reestimate_norms, settled
 from zoo.backbones.semantics import classifier_keys
+from zoo.datasets import ImageData
 from zoo.errors import FusionError, OptionError
 from zoo.fusion.heads import align_base, align_heads, join_heads
 from zoo.fusion.merging import merge_states
@@ -26,14 +27,13 @@ from zoo.store import network
 
 def fuse_weights(
     spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
-    values: Mapping[str, Any], *, seed: int, device: torch.device, data: Any, norms: Norms,
+    values: Mapping[str, Any], *, seed: int, device: torch.device, images: ImageData | None,
+    norms: Norms,
 ) -> tuple[Model, dict[str, Any]]:
     """A copy of the first model with the fused weights, on this device, and what the strategy
     reports. Classifiers are matched by label name; of members that know different labels they are
     joined."""
     _want_same_preprocessing(models)
-    if data is not None and norms == "auto" and norm_keys(network(models[0])):
-        open_images(models[0], data, labelled=True)  # settle_norms would miss labels after the work
     nets = [network(model) for model in models]
     heads = classifier_keys(nets[0])
     states = [_on(device, net) for net in nets]
@@ -53,7 +53,7 @@ def fuse_weights(
     fused = copy.deepcopy(models[0]).to(device)
     statistics = norm_keys(nets[0])
     report: dict[str, Any] = {}
-    given = {**keywords(spec, fused, data, norms), "report": report}
+    given = {**keywords(spec, fused, images, norms), "report": report}
     merged = merge_states(states, load(spec), spec=spec, base=start, weight=weight, options=values,
                           seed=seed, given=given, averaged=averaged, norm_keys=statistics)
     if joined:
@@ -66,14 +66,14 @@ def fuse_weights(
     return fused.eval(), report
 
 
-def settle_norms(model: Model, norms: Norms, data: Any) -> None:
+def settle_norms(model: Model, norms: Norms, images: ImageData | None) -> None:
     """Choose batch norm's running statistics after a fusion of weights: as they were fused,
-    re-estimated on data, or (auto) what is better on a held-out half of the data."""
+    re-estimated on images, or (auto) what is better on a held-out half of them."""
     member = next(model.each_member())
     keys = norm_keys(member.net)
     if not keys or norms == "pooled":
         return
-    if data is None:
+    if images is None:
         if norms == "reestimated":
             raise OptionError("fuse", "norms='reestimated' needs images; pass data=")
         if member.norms == "pooled":
@@ -81,7 +81,6 @@ def settle_norms(model: Model, norms: Norms, data: Any) -> None:
                           "validation choose between these and re-estimated ones, or "
                           "norms='pooled' if that is what you want", stacklevel=3)
         return
-    images = open_images(model, data, labelled=norms == "auto")
     if norms == "reestimated":
         reestimate_norms(model, images)
         member.norms = "reestimated"

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-from zoo.assembly.given import Norms, open_images, settled
+from zoo.assembly.given import Norms, settled
 from zoo.assembly.one_network import fuse_weights
+from zoo.datasets import load_data
 from zoo.errors import FusionError, OptionError
 from zoo.fusion.planning import check_classes
 from zoo.fusion.weighting import Weight
-from zoo.model import Fusion, Model
+from zoo.model import Model
 from zoo.options import checked, options_of
 from zoo.progress import task
 from zoo.search import Range, best, read_space
@@ -68,7 +69,8 @@ def search_weights(
     """
     check_classes(spec.name, [f"member {number}" for number in range(1, len(models) + 1)],
                   [model.classes for model in models])
-    rest, held_out = open_images(models[0], data, labelled=True).split(0.5)
+    images = load_data(data, role="train", image_size=models[0].image_size)
+    rest, held_out = images.with_classes(models[0].classes).split(0.5)
 
     def judged(model: Model) -> tuple[tuple[float, float], dict[str, Any]]:
         score, new = settled(model, rest, held_out.with_classes(model.classes), norms)
@@ -83,7 +85,7 @@ def search_weights(
         def evaluate(values: Mapping[str, Any]) -> tuple[float, float]:
             fused, report = fuse_weights(
                 spec, models, base, weight, checked(spec, {**options, **values}), seed=seed,
-                device=device, data=rest, norms=norms)
+                device=device, images=rest, norms=norms)
             score, facts = judged(fused)
             fusions.append({"options": dict(values), **facts})
             if not top or score > top[0][0]:
@@ -103,7 +105,6 @@ def search_weights(
                 score, model, won = found, own, f"member {number}"
             advance()
     values = checked(spec, {**options, **chosen.values})
-    model.fusion = Fusion(strategy=spec.name, kind="weights", options=values)
     told = {"space": {name: str(part) if isinstance(part, Range) else list(part)
                       for name, part in space.items()},
             "fusions": fusions, "members": members, "won": won, "images": len(held_out)}
