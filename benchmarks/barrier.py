@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.datasets import load_data
+from zoo.datasets import ImageData, load_data
 from zoo.fusion.align import Graph, match_activations, match_weights, permute, trace
 from zoo.fusion.align.repairing import repaired
 from zoo.fusion.merging import pooled
@@ -77,10 +77,10 @@ NETWORKS = {
 }
 
 
-def trained(build: object, seed: int, data: Data, epochs: int) -> nn.Module:
+def trained(build: Callable[[], nn.Module], seed: int, data: Data, epochs: int) -> nn.Module:
     """A network from this seed: its start and the order of its images."""
     torch.manual_seed(seed)
-    net: nn.Module = build()  # type: ignore[operator]
+    net = build()
     images, labels = data
     steps = epochs * (len(images) // 100)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument("--networks", default="", help="only those whose name has this in it")
     given = parser.parse_args()
 
-    def tensors(data: object) -> Data:
-        images, labels = data.batch(range(len(data)))  # type: ignore[attr-defined, arg-type]
+    def tensors(data: ImageData) -> Data:
+        images, labels = data.batch(range(len(data)))
         return (images.float() / 255 - 0.1307) / 0.3081, labels
 
     train = tensors(load_data("zoo/mnist", split="train").take(given.train))

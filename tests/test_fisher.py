@@ -71,8 +71,9 @@ def expected(
     result = {}
     for key in found[0]:
         parts = [w * own[key] / norm for w, own, norm in zip(share, found, norms, strict=True)]
-        top = sum(part * state[key] for part, state in zip(parts, members, strict=True))
-        result[key] = (top / sum(parts)).float()  # type: ignore[union-attr]
+        whole = torch.stack(parts)
+        top = (whole * torch.stack([state[key] for state in members])).sum(0)
+        result[key] = (top / whole.sum(0)).float()
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -105,9 +105,9 @@ def test_weights_count_after_the_permutation() -> None:
 def test_the_others_mean_brings_several_nearer_together() -> None:
     states = [state_of(plain, seed) for seed in range(4)]
 
-    def spread(center: str) -> float:
+    def spread(center: Literal["first", "mean"]) -> float:
         fused = rebasin(states, base=None, weights=weights(states[0], 1, 1, 1, 1),
-                        graph=graph_of(plain), center=center)  # type: ignore[arg-type]
+                        graph=graph_of(plain), center=center)
         return -sum(float(tensor.square().sum()) for tensor in fused.values())
 
     # The members' norms are given: the larger their mean is, the nearer they are together.
@@ -139,10 +139,10 @@ def test_a_network_without_groups_is_refused() -> None:
 
 def moments(build: Callable[[], nn.Module], state: State, layer: int) -> tuple[Tensor, Tensor]:
     """Mean and deviation of a layer's channels on the batches."""
-    net = build()
+    net: Any = build()
     net.load_state_dict(state)
     with torch.no_grad():
-        out = net[:layer + 1](torch.cat(batches())).transpose(0, 1).flatten(1)  # type: ignore[index]
+        out = net[:layer + 1](torch.cat(batches())).transpose(0, 1).flatten(1)
     return out.mean(1), out.std(1)
 
 

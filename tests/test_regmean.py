@@ -41,12 +41,12 @@ def regression(
     weights: Sequence[Tensor], inputs: Sequence[Tensor], share: Sequence[float], damping: float
 ) -> Tensor:
     """The paper's closed form, of [out, n] from [N, n]."""
-    whole, right = 0, 0
+    whole = right = torch.zeros((), dtype=torch.float64)
     for weight, x, part in zip(weights, inputs, share, strict=True):
         gram = part * x.double().T @ x.double() / len(x)
         gram = damping * gram + (1 - damping) * torch.diag(gram.diagonal())
         whole, right = whole + gram, right + gram @ weight.double().T
-    return torch.linalg.solve(whole, right).T.float()  # type: ignore[arg-type]
+    return torch.linalg.solve(whole, right).T.float()
 
 
 def images(*shape: int, batches: int = 3) -> list[Tensor]:
@@ -156,10 +156,10 @@ def test_grouped_convolutions_are_regressed_in_each_group() -> None:
     for group in range(2):
         inputs = []
         for state in states:
-            net = make()
+            net: Any = make()
             net.load_state_dict(state)
             with torch.no_grad():
-                maps = torch.cat([net[1](net[0](batch)) for batch in data])  # type: ignore[index]
+                maps = torch.cat([net[1](net[0](batch)) for batch in data])
             patches = maps[:, 2 * group:2 * group + 2].unfold(2, 3, 1).unfold(3, 3, 1)
             inputs.append(patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 18))
         rows = slice(3 * group, 3 * group + 3)

@@ -56,7 +56,8 @@ def answers(state: Mapping[str, Tensor]) -> Tensor:
     net = convolutional()
     net.load_state_dict({**net.state_dict(), **state})
     with torch.no_grad():
-        return torch.cat([net(batch) for batch in images()])  # type: ignore[no-any-return]
+        answers: Tensor = torch.cat([net(batch) for batch in images()])
+    return answers
 
 
 def twins(count: int = 2) -> tuple[State, list[State], Graph]:

@@ -12,10 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from zoo import __version__
+from zoo.atomic import atomic_folder
 from zoo.discovery import RESERVED, discovery
 from zoo.errors import BadName, NamespaceTaken
 from zoo.names import canonical_namespace
-from zoo.tensors import atomic_folder
 
 _COPIED = "fusion-zoo-example"
 # Not our text: it says "example" and means one.

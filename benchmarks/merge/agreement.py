@@ -114,7 +114,7 @@ def ours(label: str, states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def theirs(folder: Path) -> None:
     """Runs in mergekit's environment: merges the files of a folder tensor by tensor."""
-    from mergekit.merge_methods.api import merge_tensors  # type: ignore[import-not-found]
+    from mergekit.merge_methods.api import merge_tensors
 
     states = [load_file(folder / f"{number}.safetensors") for number in range(4)]
     uniform = load_file(folder / "uniform.safetensors")

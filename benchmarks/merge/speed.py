@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -115,12 +116,12 @@ def recipe(method: str, places: list[Path], file: Path) -> Path:
     """mergekit's YAML for a method."""
     parameters, _ = METHODS[method]
     members = places[1:3] if method == "slerp" else places[1:]
-    told: dict[str, object] = {
+    told: dict[str, Any] = {
         "merge_method": method.split()[0], "dtype": "float32",
         "models": [{"model": str(place), "parameters": {"weight": 1.0}} for place in members]}
     own = {name: value for name, value in parameters.items()
            if name in ("density", "epsilon", "gamma")}
-    for model in told["models"]:  # type: ignore[attr-defined]
+    for model in told["models"]:
         model["parameters"] |= own
     told["parameters"] = {name: value for name, value in parameters.items() if name not in own}
     if method == "slerp":

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zoo.atomic import atomic_folder, atomic_path, current_folder
 from zoo.errors import BadName, FormatError, FusionError
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
-from zoo.tensors import atomic_folder, atomic_path, current_folder, open_tensors, sha256_file
+from zoo.tensors import open_tensors, sha256_file
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

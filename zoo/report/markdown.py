@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.tensors import atomic_file
+from zoo.atomic import atomic_file
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.atomic import atomic_folder, current_folder
 from zoo.building import measure_features, without_weights
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
@@ -30,7 +31,7 @@ from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store.card import model_card
 from zoo.store.rebuilding import rebuild
 from zoo.store.timm_layout import from_config, hub_folder, timm_config
-from zoo.tensors import ALIGNMENT, atomic_folder, current_folder, load_tensors, save_tensors
+from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
 
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.

@@ -1,6 +1,5 @@
-"""Tensors in safetensors files: read as private maps, written once, replaced as a whole."""
+"""Tensors in safetensors files: read as private maps, written once."""
 
-from zoo.tensors.atomic import atomic_file, atomic_folder, atomic_path, current_folder
 from zoo.tensors.header import ALIGNMENT, TensorInfo, encode_header, read_header
 from zoo.tensors.reading import StoredTensors, load_tensors, open_tensors
 from zoo.tensors.writing import laid_out, save_tensors, sha256_file
@@ -9,10 +8,6 @@ __all__ = [
     "ALIGNMENT",
     "StoredTensors",
     "TensorInfo",
-    "atomic_file",
-    "atomic_folder",
-    "atomic_path",
-    "current_folder",
     "encode_header",
     "laid_out",
     "load_tensors",

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.atomic import current_folder
 from zoo.errors import FormatError
-from zoo.tensors.atomic import current_folder
 from zoo.tensors.header import MAX_HEADER_BYTES, TensorInfo, parse_object, read_header
 
 WEIGHTS = "model.safetensors"

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.atomic import atomic_file
 from zoo.errors import DiskFull, FormatError, OptionError
-from zoo.tensors.atomic import atomic_file
 from zoo.tensors.header import ALIGNMENT, DTYPE_NAMES, MAX_HEADER_BYTES, TensorInfo, encode_header
 
 

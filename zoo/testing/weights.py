@@ -104,13 +104,14 @@ def order_of_tensors_does_not_matter(spec: FusionSpec) -> None:
 
 
 def cuts_do_not_matter(spec: FusionSpec) -> None:
-    """A strategy of scope "slice", and its measure, give the same however the tensors are cut."""
+    """A strategy of scope "slice" or "rows", and its measure, give the same however the tensors are
+    cut."""
     states, base = _states(spec), state_of(99)
     keys = [key for key, tensor in states[0].items() if tensor.is_floating_point()]
     merge = Merge(load(spec), spec, states, base if _has_base(spec) else None,
                   {key: [1.0] * len(states) for key in keys}, checked(spec, {}),
                   given=given(spec, torch.device("cpu")))
-    if merge.scope != "slice":
+    if merge.scope not in ("slice", "rows"):
         return
     whole = _run(merge)
     cut = _run(replace(merge, piece=_PIECE, measured_piece=_PIECE))

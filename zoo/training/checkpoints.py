@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.atomic import atomic_file
 from zoo.errors import TrainingError
 from zoo.model import Model
-from zoo.tensors import atomic_file
 from zoo.transfers.objective import Objective
 
 _FILE = "transfer.ckpt"

@@ -1,4 +1,4 @@
-"""zoo.tensors.atomic: after a failure or a kill, a reader finds the old or the new, whole."""
+"""zoo.atomic: after a failure or a kill, a reader finds the old or the new, whole."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import zoo.tensors.atomic
+import zoo.atomic
+from zoo.atomic import atomic_file, atomic_folder, current_folder
 from zoo.errors import FormatError
-from zoo.tensors import atomic_file, atomic_folder, current_folder, load_tensors, save_tensors
+from zoo.tensors import load_tensors, save_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -162,10 +163,10 @@ def test_after_a_kill_anywhere_the_folder_is_the_old_or_the_new_one(
     exchange: bool, tmp_path: Path
 ) -> None:
     target = tmp_path / "model"
-    package = Path(zoo.tensors.atomic.__file__)
+    package = Path(zoo.atomic.__file__)
     finished = subprocess.run(
         [sys.executable, "-c", DIE_EVERYWHERE, package, target, str(exchange)],
-        env={**os.environ, "PYTHONPATH": str(package.parents[2])},
+        env={**os.environ, "PYTHONPATH": str(package.parents[1])},
         capture_output=True,
         text=True,
         check=False,
