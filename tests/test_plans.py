@@ -41,6 +41,7 @@ def test_one_basin_separate_starts_and_separate_heads_are_told_apart() -> None:
     assert abs(near.pairs[0].task_cosine) < 0.1
     assert near.verdict("average").outlook == "likely good"
     assert near.verdict("ties").outlook == "likely best"
+    assert near.verdict("ema").why == "it is for checkpoints of one run, in their order."
     assert near.task_norms == {name: pytest.approx(0.05, rel=0.1) for name in near.task_norms}
 
     apart = zoo.plan([net(1), net(2)])

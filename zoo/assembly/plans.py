@@ -250,6 +250,8 @@ class _Outlook:
                            "head ('lp_ft'), or fuse features or outputs.")
         if own_basins:
             return verdict("possible", "they lie in one basin already; it finds little to permute.")
+        if local in ("swa", "ema"):
+            return verdict("possible", "it is for checkpoints of one run, in their order.")
         near = "" if self.cosine >= _ONE_BASIN else (
             f" They are rather far apart (cosine {self.cosine:.2f}): compare on validation.")
         if self.loud and "base" in spec.uses:
