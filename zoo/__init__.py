@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from zoo.assembly import backbone, fuse, plan
     from zoo.datasets import load_data
+    from zoo.deployment import export
     from zoo.discovery import Plugin
     from zoo.errors import ZooError
     from zoo.evaluation import evaluate
@@ -50,6 +51,7 @@ _HOME = {
     "transfer": "zoo.training",
     "evaluate": "zoo.evaluation",
     "run": "zoo.pipeline",
+    "export": "zoo.deployment",
     "save": "zoo.store",
     "load": "zoo.store",
     "load_data": "zoo.datasets",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "backbone",
     "evaluate",
+    "export",
     "fuse",
     "hookimpl",
     "info",

@@ -178,6 +178,10 @@ class TrainingError(ZooError, RuntimeError):
     """Training cannot start or cannot go on: the loss is not finite, nothing is trainable, …"""
 
 
+class ExportError(ZooError, RuntimeError):
+    """A model cannot be written as one file, or the file does not answer as the model does."""
+
+
 def _either(names: Sequence[str]) -> str:
     quoted = [repr(name) for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"

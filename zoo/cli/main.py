@@ -185,6 +185,25 @@ def evaluate(
     output.evaluation(measured, json)
 
 
+@app.command(epilog=output.examples(
+    "zoo export runs/demo/fused -o fused.onnx", "zoo export runs/demo/fused -o fused.pt2"))
+def export(
+    model: Annotated[str, typer.Argument(help="A name, folder or address.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .onnx or .pt2.")],
+    format_: Annotated[str | None, typer.Option(
+        "--format", help="onnx or torch; by default what the file ends in.")] = None,
+    batch_size: Annotated[int | None, typer.Option(
+        help="For a file that takes batches of no other size.")] = None,
+    image_size: ImageSize = None,
+) -> None:
+    """Write a model as one file that needs neither zoo nor timm, and check that it answers the
+    same."""
+    import zoo
+
+    loaded = output.model(model, pretrained=True, image_size=image_size, device="cpu", seed=0)
+    output.wrote(zoo.export(loaded, format_, out=out, batch_size=batch_size), loaded)
+
+
 @app.command(epilog=output.examples("zoo run examples/digits.yaml -o runs/demo"))
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML file.")],
