@@ -384,11 +384,6 @@ class TestOutputs:
             with pytest.raises(NotFitted, match=r"fuse\(…, 'weighted', data=…\)"):
                 model(images())
 
-    def test_different_classes_are_refused_with_what_would_work(self) -> None:
-        with pytest.raises(FusionError, match=r"only .*knows 'a', 'b', 'c' and 1 more; only .* "
-                           r"knows '0'.*'concat' and 'gated'"):
-            zoo.fuse([build(classes=LETTERS), build("test_resnet")], "mean")
-
 
 class _Named(TensorDataset):
     def __init__(self, data: TensorDataset, classes: tuple[str, ...]) -> None:

@@ -80,7 +80,9 @@ def test_listing_for_people_and_for_programs(capsys: Capture) -> None:
     assert run("ls", "zoo/*", "--type", "fusion", "--kind", "outputs", "--json") == 0
     out = capsys.readouterr()
     rows = json.loads(out.out)
-    assert [row["name"] for row in rows] == ["zoo/mean", "zoo/weighted"]
+    assert [row["name"] for row in rows] == [
+        "zoo/gate", "zoo/geometric", "zoo/greedy_selection", "zoo/max", "zoo/mean", "zoo/stacking",
+        "zoo/vote", "zoo/weighted"]
     assert set(rows[0]) == {"name", "type", "kind", "summary"}
     assert run("ls", "zoo/*", "--kind", "distillation") == 0
     assert "self_distill" in capsys.readouterr().out

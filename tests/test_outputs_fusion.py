@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -16,8 +17,17 @@ from zoo.fusion.specs import SPECS
 from zoo.registry import load
 
 NAMED = {spec.name: spec for spec in SPECS}
-CASES: list[tuple[str, dict[str, Any]]] = [("mean", {}), ("mean", {"of": "logits"}),
-                                           ("weighted", {})]
+BOTH = {"calibrate": True, "recalibrate": True}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("mean", {}), ("mean", {"of": "logits"}), ("mean", BOTH), ("mean", {"exit": "exact"}),
+    ("weighted", {}), ("weighted", {"recalibrate": True}),
+    ("vote", {}), ("vote", {"recalibrate": True, "weights": [1.0, 0.5, 0.0]}),
+    ("geometric", {}), ("geometric", {"weights": [1.0, 0.5, 0.0], **BOTH}),
+    ("max", {}), ("max", BOTH),
+    ("greedy_selection", {}), ("greedy_selection", {"metric": "accuracy", "start": 2, **BOTH}),
+    ("stacking", {}), ("stacking", {"weights": "class", "l2": 0.1}),
+    ("gate", {}), ("gate", {"hidden": 4, **BOTH}),
+]
 each = pytest.mark.parametrize(("name", "options"), CASES)
 
 
@@ -33,11 +43,27 @@ def held_out(seed: int = 0, members: int = 3, count: int = 200, classes: int = 4
     return logits * torch.tensor(heat)[:, None, None], labels
 
 
-def built(name: str, options: dict[str, Any], members: int = 3, classes: int = 4) -> nn.Module:
-    module = load(NAMED[name])(members, classes, **options)
-    if name == "weighted":
-        module.fit(*held_out(members=members, classes=classes))
+def empty(name: str, options: dict[str, Any], members: int = 3, classes: int = 4) -> Any:
+    core = {"dims": [classes + 1] * members} if name == "gate" else {}
+    return load(NAMED[name])(members, classes, **core, **options)
+
+
+def built(name: str, options: dict[str, Any], members: int = 3, classes: int = 4) -> Any:
+    module = empty(name, options, members, classes)
+    if hasattr(module, "fit"):
+        logits, labels = held_out(members=members, classes=classes)
+        torch.manual_seed(0)
+        module.fit(logits, labels, features=features(logits))
     return module
+
+
+def features(logits: Tensor) -> list[Tensor]:
+    """Of each member [N, C + 1]: something that has to do with its logits."""
+    return [torch.cat([part.float().tanh(), part[:, :1].float().square()], 1) for part in logits]
+
+
+def answer(module: Any, logits: Tensor) -> Tensor:
+    return module(logits, features(logits))  # type: ignore[no-any-return]
 
 
 def nll(log_probabilities: Tensor, labels: Tensor) -> float:
@@ -52,18 +78,18 @@ def test_every_fusion_of_outputs_is_in_the_table() -> None:
 def test_the_result_is_log_probabilities(name: str, options: dict[str, Any]) -> None:
     module, (logits, _) = built(name, options), held_out(1)
     before = logits.clone()
-    result = module(logits)
+    result = answer(module, logits)
     assert result.shape == logits.shape[1:]
     torch.testing.assert_close(result.exp().sum(1), torch.ones(len(result)))
     assert torch.equal(logits, before)
-    assert module(logits[:, :0]).shape == (0, 4)
+    assert answer(module, logits[:, :0]).shape == (0, 4)
 
 
 @each
 def test_large_logits_stay_finite(name: str, options: dict[str, Any]) -> None:
     logits = torch.zeros(3, 2, 4)
     logits[:, 0, 1], logits[:, 1, 2] = 1e4, -1e4
-    result = built(name, options)(logits.half())
+    result = answer(built(name, options), logits.half())
     assert result.isfinite().all()
     assert result.dtype == torch.float32
 
@@ -73,34 +99,79 @@ def test_same_result_compiled_saved_and_without_gradients(
     name: str, options: dict[str, Any]
 ) -> None:
     module, (logits, _) = built(name, options), held_out(1)
-    expected = module(logits)
+    expected, given = answer(module, logits), features(logits)
+    torch.compiler.reset()  # all strategies compile one `forward`, of which dynamo keeps eight
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(logits), expected)
+    torch.testing.assert_close(compiled(logits, given), expected)
     with torch.inference_mode():
-        torch.testing.assert_close(module(logits), expected)
+        torch.testing.assert_close(module(logits, given), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module(logits).dtype == torch.float32
-    twin = load(NAMED[name])(3, 4, **options)
+        assert module(logits, given).dtype == torch.float32
+    twin = empty(name, options)
     twin.load_state_dict(module.state_dict())
-    assert torch.equal(twin(logits), expected)
-    assert torch.equal(copy.deepcopy(twin)(logits), expected)
+    assert torch.equal(answer(twin, logits), expected)
+    assert torch.equal(answer(copy.deepcopy(twin), logits), expected)
+
+
+@each
+def test_what_is_fitted_is_saved_in_buffers_and_refused_before(
+    name: str, options: dict[str, Any]
+) -> None:
+    module = empty(name, options)
+    assert not list(module.parameters())
+    fits = "data" in NAMED[name].uses or bool({"calibrate", "recalibrate"} & set(options))
+    assert hasattr(module, "fit") == fits == ("fitted" in module.state_dict())
+    if not fits:
+        assert not module.state_dict()
+        return
+    with pytest.raises(NotFitted, match=rf"{name} has not been fitted to held-out data; make the "
+                       rf"model with fuse\(…, '{name}', data=…\)"):
+        answer(module, held_out()[0])
+    fitted = built(name, options)
+    assert fitted.fitted.dtype == torch.bool
+    fitted.load_state_dict(module.state_dict())
+    with pytest.raises(NotFitted):
+        answer(fitted, held_out()[0])
+
+
+@each
+def test_fitting_again_finds_the_same(name: str, options: dict[str, Any]) -> None:
+    one, (logits, labels) = built(name, options), held_out()
+    if not hasattr(one, "fit"):
+        return
+    other = empty(name, options)
+    torch.manual_seed(0)
+    with torch.inference_mode():  # as evaluation may call it
+        told = other.fit(logits.clone(), labels, features=features(logits))
+    assert all(torch.equal(value, other.state_dict()[key])
+               for key, value in one.state_dict().items())
+    assert json.loads(json.dumps(told, allow_nan=False)) == told != {}
 
 
 @each
 def test_order_of_members(name: str, options: dict[str, Any]) -> None:
+    if not NAMED[name].symmetric:
+        return
     logits, labels = held_out()
-    module, turned = (load(NAMED[name])(3, 4, **options) for _ in range(2))
-    if name == "weighted":
+    turned = {**options, "weights": options["weights"][::-1]} if isinstance(
+        options.get("weights"), list) else options
+    module, other = empty(name, options), empty(name, turned)
+    if hasattr(module, "fit"):
         module.fit(logits, labels)
-        turned.fit(logits.flip(0), labels)
-    assert NAMED[name].symmetric
-    torch.testing.assert_close(turned(logits.flip(0)), module(logits), atol=1e-3, rtol=1e-3)
+        other.fit(logits.flip(0), labels)
+    torch.testing.assert_close(other(logits.flip(0)), module(logits), atol=1e-3, rtol=1e-3)
 
 
-def test_copies_of_a_model_give_its_log_probabilities() -> None:
-    logits = held_out()[0][:1].expand(3, -1, -1)
-    for of in ("probabilities", "logits"):
-        torch.testing.assert_close(Mean(3, 4, of=of)(logits), logits[0].log_softmax(1))
+@pytest.mark.parametrize(("name", "options"), [
+    ("mean", {}), ("mean", {"of": "logits"}), ("geometric", {}), ("max", {}),
+    ("greedy_selection", {}), ("gate", {})])
+def test_copies_of_a_model_give_its_log_probabilities(name: str, options: dict[str, Any]) -> None:
+    one, labels = held_out()
+    copies = one[:1].expand(3, -1, -1)
+    module = empty(name, options)
+    if hasattr(module, "fit"):
+        module.fit(copies, labels, features=features(copies))
+    torch.testing.assert_close(answer(module, copies), one[0].log_softmax(1))
 
 
 def test_a_mean_of_probabilities_is_not_a_mean_of_logits() -> None:
@@ -109,18 +180,6 @@ def test_a_mean_of_probabilities_is_not_a_mean_of_logits() -> None:
     torch.testing.assert_close(Mean(3, 4, of="logits")(logits), logits.mean(0).log_softmax(1))
     with pytest.raises(OptionError, match=r"mean: of is 'ranks', expected 'probabilities' or 'log"):
         Mean(3, 4, of="ranks")  # type: ignore[arg-type]
-
-
-def test_unfitted_says_how_to_fit() -> None:
-    module = Weighted(3, 4)
-    with pytest.raises(NotFitted, match=r"weighted has not been fitted to held-out data; make the "
-                       r"model with fuse\(…, 'weighted', data=…\)"):
-        module(held_out()[0])
-    fitted = built("weighted", {})
-    unfitted_state = module.state_dict()
-    fitted.load_state_dict(unfitted_state)
-    with pytest.raises(NotFitted):
-        fitted(held_out()[0])
 
 
 @pytest.mark.parametrize(("skill", "heat"), [

@@ -102,9 +102,12 @@ def test_other_tensors() -> None:
 def test_other_labels() -> None:
     check(NAMED["average"], [member(), member("b", classes=("cat", "cow"))], has_base=False,
           has_data=False)
-    assert refusal("mean", member(), member("b", classes=("cat", "cow"))) == (
+    check(NAMED["mean"], [member(), member("b", classes=("cat", "cow"))], has_base=False,
+          has_data=False)
+    assert refusal("fisher", member(), member("b", classes=("cat", "cow"))) == (
         "their labels differ: only a knows 'dog'; only b knows 'cow'. 'concat' and 'gated' "
-        "(features) learn a new classifier for members of any classes")
+        "(features) learn a new classifier for members of any classes, 'mean' and 'stacking' "
+        "(outputs) join them by label name")
 
 
 def test_a_fusion_of_weights_that_learns_wants_data() -> None:

@@ -87,7 +87,9 @@ def test_an_architecture_lists_its_tags() -> None:
 
 
 def test_listings_by_type_and_kind() -> None:
-    assert set(zoo.list_fusions("zoo/*", kind="outputs")) == {"zoo/mean", "zoo/weighted"}
+    assert set(zoo.list_fusions("zoo/*", kind="outputs")) == {
+        "zoo/gate", "zoo/geometric", "zoo/greedy_selection", "zoo/max", "zoo/mean", "zoo/stacking",
+        "zoo/vote", "zoo/weighted"}
     assert "zoo/finetune" in zoo.list_transfers()
     assert "zoo/digits" in zoo.list_datasets()
     with pytest.raises(UnknownName, match="no kind of fusion is called 'wieghts'; did you mean"):

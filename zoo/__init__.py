@@ -1,8 +1,8 @@
 """Pretrained image models and ways of fusing them, by name.
 
 >>> import zoo
->>> zoo.list_fusions(kind="outputs")
-['zoo/mean', 'zoo/weighted']
+>>> zoo.list_fusions("zoo/m*", kind="outputs")
+['zoo/max', 'zoo/mean']
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ from torch import nn
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.semantics import pooled_features, same_answer
+from zoo.blueprints import Blueprint
 from zoo.errors import OptionError, PluginError
 from zoo.fusion.norms import norm_keys
-from zoo.model import Blueprint, Member
+from zoo.labels import ByLabel
+from zoo.model import Member
 from zoo.options import accepts
 from zoo.registry import load
-from zoo.specs import BackboneSpec
+from zoo.specs import BackboneSpec, FusionSpec
 
 _SEMANTICS = ("forward_features", "forward_head", "get_classifier", "reset_classifier")
 
@@ -86,6 +88,20 @@ def measure_given(member: Member, given: str) -> None:
     blank = torch.zeros(1, member.in_chans, member.size, member.size,
                         device=next(member.parameters()).device)
     member.dim = int(member.features(blank).shape[1 if given == "maps" else 2])
+
+
+def build_fuser(
+    spec: FusionSpec, members: Sequence[Member], classes: Sequence[str], options: Mapping[str, Any]
+) -> nn.Module:
+    """What joins these members' features, or their answers over these classes."""
+    builder = load(spec)
+    dims = [member.dim for member in members]
+    if spec.kind == "features":
+        return builder(dims, **options)  # type: ignore[no-any-return]
+    core: dict[str, Any] = {"dims": dims} if accepts(builder, "dims") else {}
+    if accepts(builder, "known"):
+        core["known"] = ByLabel([member.classes for member in members], classes).known
+    return builder(len(members), len(classes), **core, **options)  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -7,7 +7,8 @@ one member; features or outputs of several members meet in a `fuser`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,39 +26,9 @@ from zoo.backbones.semantics import (
     pooled_features,
     tokens,
 )
+from zoo.blueprints import Blueprint, Fusion
 from zoo.errors import FusionError, ZooError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blueprint:
-    """How a member's network is built: everything but its weights, as JSON values.
-
-    config: that of the timm folder that the network came from; it then says how to build it, and
-    not the registry.
-    """
-
-    backbone: str
-    num_classes: int
-    in_chans: int = 3
-    image_size: int | None = None
-    activation: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fusion:
-    """How the members were fused: the strategy's full name, its kind and all its options."""
-
-    strategy: str
-    kind: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.strategy
+from zoo.labels import ByLabel
 
 
 class Member(nn.Module):
@@ -225,9 +196,8 @@ class Model(nn.Module):
         if fusion is not None and fusion.kind == "features":
             assert fuser is not None
             self.head = nn.Linear(self.dim, len(self.classes))
-        # Where each member has the model's classes: members may count them in another order.
-        self.columns = [_columns(member.classes, self.classes) if self.kind == "outputs" else None
-                        for member in members]
+        self.by_label = ByLabel([member.classes for member in members], self.classes) \
+            if self.kind == "outputs" else None
 
     @property
     def name(self) -> str:
@@ -274,6 +244,11 @@ class Model(nn.Module):
         return all(member.splits for member in self.each_member()) or self.kind == "features"
 
     @property
+    def exits(self) -> bool:
+        """Whether it leaves members out for images that are decided without them."""
+        return bool(getattr(self.fuser, "exits", False))
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -287,8 +262,16 @@ class Model(nn.Module):
         return tuple(member.features(images) for member in self.each_member())
 
     def answers(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Each member's own logits [B, classes], all in the order of the model's classes."""
+        """Each member's own logits [B, classes], all in the order of the model's classes; their
+        log-probabilities where they know different ones (zoo.labels)."""
         return self._ordered([member(images) for member in self.each_member()])
+
+    def answers_and_features(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """`answers` and `trunk`, of members whose logits split at the cost of one of them."""
+        features = self.trunk(images)
+        logits = [member.classify(part) if member.splits else member(images)
+                  for member, part in zip(self.each_member(), features, strict=True)]
+        return self._ordered(logits), features
 
     def join(self, features: Sequence[Tensor]) -> Tensor:
         """The embedding [B, D] of the members' features."""
@@ -317,8 +300,13 @@ class Model(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.kind == "single":
             return next(self.each_member())(images)  # type: ignore[no-any-return]
+        if self.exits and not self.training:
+            return self.fuser.run([partial(self._answer, number)  # type: ignore[union-attr, operator, no-any-return]
+                                   for number in range(len(self.members))], images)
         if self.splits:
             return self.classify(self.embed(images))
+        if getattr(self.fuser, "wants_features", False):
+            return self._decide(*self.answers_and_features(images))
         return self._decide(self.answers(images), None)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
@@ -369,9 +357,12 @@ class Model(nn.Module):
             if member.blueprint:
                 member.blueprint = replace(member.blueprint, activation=name)
 
+    def _answer(self, number: int, images: Tensor) -> Tensor:
+        assert self.by_label is not None
+        return self.by_label.one(number, self.members[number](images))
+
     def _ordered(self, logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(part if columns is None else part[:, columns]
-                     for part, columns in zip(logits, self.columns, strict=True))
+        return tuple(logits) if self.by_label is None else self.by_label(logits)
 
     def _decide(self, logits: Sequence[Tensor], features: Sequence[Tensor] | None) -> Tensor:
         return self.fuser(torch.stack(list(logits)), features)  # type: ignore[misc, no-any-return]
@@ -391,8 +382,3 @@ def _describe(member: Member) -> dict[str, Any]:
         described["build"] = member.blueprint.as_dict()
         described["preprocessing"] = member.preprocessing.as_dict()
     return described
-
-
-def _columns(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
-    place = {name: index for index, name in enumerate(have)}
-    return None if tuple(have) == tuple(want) else [place[name] for name in want]

@@ -27,6 +27,7 @@ _BY_KIND: Mapping[str, frozenset[str]] = {
     "backbone": frozenset({"name", "num_classes", "pretrained", "in_chans", "image_size"}),
     "weights": FUSION_USES | {"key", "weights", "offset", "shape", "measured", "depth", "depths",
                              "report"},
+    "outputs": frozenset({"dims", "known"}),
     "transfer": TRANSFER_USES | {"criterion"},
     "dataset": frozenset({"split"}),
 }

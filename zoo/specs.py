@@ -126,7 +126,11 @@ class FusionSpec(Spec):
     outputs: `(members, num_classes, *, …options) -> nn.Module`, `forward(logits [M, B, C],
         features=None) -> log-probabilities [B, C]`. One that learns has `fit(logits, labels)`
         and a buffer `fitted`, says `uses={"data", "labels"}`, and is fitted once, by
-        `fuse(…, data=)`.
+        `fuse(…, data=)`; what `fit` gives, a mapping of JSON values or None, goes into the recipe.
+        With an attribute `wants_features = True` both are given the members' pooled features, one
+        [B, Dᵢ] of each: `fit(logits, labels, features=…)`. A builder may take `dims`, the list of
+        the Dᵢ, and `known`, bool [members, num_classes]: which classes a member knows. What it
+        does not know is filled in before, and `logits` are log-probabilities then.
 
     Options are keyword-only arguments with JSON values and a default, each described in one line
     `name: text` under `Options:` in the docstring.

@@ -140,7 +140,8 @@ def _keywords() -> str:
     for what, spec in (
         ("a network", zoo.BackboneSpec(name="x", build=build)),
         ("a fusion of weights", zoo.FusionSpec(name="x", build=build, kind="weights")),
-        ("a fusion of features or outputs", zoo.FusionSpec(name="x", build=build, kind="outputs")),
+        ("a fusion of features", zoo.FusionSpec(name="x", build=build, kind="features")),
+        ("a fusion of outputs", zoo.FusionSpec(name="x", build=build, kind="outputs")),
         ("a transfer method", zoo.TransferSpec(name="x", build=build)),
         ("a data set", zoo.DatasetSpec(name="x", build=build)),
     ):

@@ -59,8 +59,8 @@ def fuse(
     strategy: by name; `zoo.list_fusions()` lists them. A fusion of weights gives one network of
         the members' architecture, with one classifier for all their labels; of features, one with
         a fresh head for num_classes or classes (by default the members' common ones), to be
-        trained by `zoo.transfer`; of outputs, one that averages answers, fitted on `data` where
-        the strategy learns.
+        trained by `zoo.transfer`; of outputs, one that joins answers, over all classes that any
+        member knows, fitted on `data` where the strategy learns.
     base: the model that the members started from, for strategies that work on differences; found
         by itself where all members have the same pretrained weights in their provenance.
     data: labelled images that nothing was trained on and no test will use, for strategies that
@@ -148,12 +148,13 @@ def _class_names(
 ) -> tuple[str, ...]:
     """The classes of the fused model: those that are asked for, for a new head; else the members'
     own. counted: only their number was asked for."""
-    common = models[0].classes
-    same = all(set(model.classes) == set(common) for model in models)
+    every = tuple(dict.fromkeys(name for model in models for name in model.classes))
+    same = all(len(model.classes) == len(every) for model in models)
+    common = every if spec.kind == "outputs" else models[0].classes
     fits = asked is None or asked == common or (counted and len(asked) == len(common))
     if spec.kind != "features":
         if spec.kind == "weights" and not same and asked is None:
-            return tuple(dict.fromkeys(name for model in models for name in model.classes))
+            return every
         if not fits:
             raise OptionError(spec.name, "the members keep their heads, for "
                               f"{len(common)} classes in the order of the first one's; leave "

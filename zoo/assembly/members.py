@@ -15,11 +15,12 @@ from zoo.assembly.one_network import want_single
 from zoo.assembly.resizing import resize
 from zoo.backbones.activations import swap_activations
 from zoo.backbones.semantics import classifier_keys
+from zoo.blueprints import Blueprint
 from zoo.building import build_net, member_of, seeded
 from zoo.device import resolve_device, resolve_dtype
 from zoo.errors import BadName, FusionError, OptionError, UnknownName
 from zoo.fusion.planning import MemberFacts, check
-from zoo.model import Blueprint, Model
+from zoo.model import Model
 from zoo.names import Address, Name, is_path, parse
 from zoo.options import checked
 from zoo.registry import find

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from zoo.assembly.given import Norms, keywords, reestimate_norms, settled
 from zoo.backbones.semantics import classifier_keys
+from zoo.blueprints import Fusion
 from zoo.datasets import ImageData
 from zoo.errors import FusionError, OptionError
 from zoo.fusion.heads import align_base, align_heads, join_heads
 from zoo.fusion.merging import merge_states
 from zoo.fusion.norms import norm_keys
 from zoo.fusion.weighting import Weight
-from zoo.model import Fusion, Model
+from zoo.model import Model
 from zoo.registry import load
 from zoo.specs import FusionSpec
 from zoo.store import network

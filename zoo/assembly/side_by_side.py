@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from zoo.building import measure_given
+from zoo.blueprints import Fusion
+from zoo.building import build_fuser, measure_given
 from zoo.datasets import load_data
 from zoo.errors import FusionError, ZooError
 from zoo.features import extract
-from zoo.model import Fusion, Member, Model
-from zoo.registry import load
+from zoo.model import Member, Model
 from zoo.specs import FusionSpec
 
 
@@ -27,11 +28,14 @@ def put_side_by_side(
     if spec.kind == "features" and spec.takes != "vectors":
         for member in members:
             _let_give(member, spec)
-    sizes = ([[member.dim for member in members]] if spec.kind == "features"
-             else [len(members), len(classes)])
-    fuser = load(spec)(*sizes, **values)
+    fuser = build_fuser(spec, members, classes, values)
     fusion = Fusion(strategy=spec.name, kind=spec.kind, options=dict(values))
-    return Model(members, classes=classes, fuser=fuser, fusion=fusion).eval()
+    model = Model(members, classes=classes, fuser=fuser, fusion=fusion).eval()
+    if model.exits and model.by_label is not None and not model.by_label.same:
+        raise FusionError(spec.name, "they know different classes, and what one says of a class "
+                          "that it does not know needs the answers of all",
+                          "Leave exit= out, or fuse members that know the same classes")
+    return model
 
 
 def fit_outputs(model: Model, data: Any) -> None:
@@ -39,9 +43,22 @@ def fit_outputs(model: Model, data: Any) -> None:
     fuser: Any = model.fuser
     images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
     assert images.labels is not None
-    logits = torch.stack(extract(model, images, model.answers, description="fit"))  # (M, N, C)
-    fuser.fit(logits.to(model.device), images.labels.to(model.device))
+    wants_features = getattr(fuser, "wants_features", False)
+
+    def answer(pixels: Tensor) -> tuple[Tensor, ...]:
+        if not wants_features:
+            return model.answers(pixels)
+        logits, features = model.answers_and_features(pixels)
+        return *logits, *features
+
+    found = [part.to(model.device) for part in extract(model, images, answer, description="fit")]
+    members = len(model.members)
+    logits, labels = torch.stack(found[:members]), images.labels.to(model.device)  # (M, N, C)
+    told = (fuser.fit(logits, labels, features=found[members:]) if wants_features
+            else fuser.fit(logits, labels))
     model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
+    if told:
+        model.recipe["fitted"] = dict(told)
 
 
 def _member(model: Model, kind: str) -> Member:

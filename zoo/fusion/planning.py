@@ -10,7 +10,8 @@ from zoo.specs import FusionSpec
 
 ANY_ARCHITECTURE = ("'concat' and 'gated' (features) or 'mean' and 'weighted' (outputs) fuse "
                     "members of any architecture")
-ANY_CLASSES = "'concat' and 'gated' (features) learn a new classifier for members of any classes"
+ANY_CLASSES = ("'concat' and 'gated' (features) learn a new classifier for members of any classes, "
+               "'mean' and 'stacking' (outputs) join them by label name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def check(
         labelled = "labelled and" if spec.uses & {"labels", "score"} else "images,"
         raise FusionError(spec.name, "it learns from held-out data, and none are given",
                           f"Pass data=, {labelled} kept apart from training and test")
-    if spec.kind == "outputs" or (spec.uses - {"base"} and spec.kind == "weights"):
+    if spec.uses - {"base"} and spec.kind == "weights":
         check_classes(spec.name, [member.name for member in members],
                       [member.classes for member in members])
     if spec.kind == "weights":

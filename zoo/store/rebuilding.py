@@ -10,11 +10,12 @@ from torch import nn
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
-from zoo.building import build_net, without_weights
+from zoo.blueprints import Blueprint, Fusion
+from zoo.building import build_fuser, build_net, without_weights
 from zoo.errors import FormatError, OptionError, UnknownName, ZooError
-from zoo.model import Blueprint, Fusion, Member, Model
+from zoo.model import Member, Model
 from zoo.options import checked
-from zoo.registry import find, load
+from zoo.registry import find
 from zoo.specs import TAKES, BackboneSpec, FusionSpec
 from zoo.store.timm_layout import from_config, kept_config, want_sane
 
@@ -50,9 +51,7 @@ def _model(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | 
         fuser: nn.Module | None = None
         if fusion and fusion.kind != "weights":
             spec = find(fusion.strategy, FusionSpec)
-            sizes = ([[member.dim for member in members]] if fusion.kind == "features"
-                     else [len(members), len(classes)])
-            fuser = load(spec)(*sizes, **checked(spec, fusion.options))
+            fuser = build_fuser(spec, members, classes, checked(spec, fusion.options))
         return Model(members, classes=classes, fusion=fusion, fuser=fuser)
 
     return cast(Model, without_weights(joined))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.assembly import backbone, fuse
 from zoo.errors import NotFitted
 from zoo.model import Model
-from zoo.options import checked
+from zoo.options import accepts, checked
 from zoo.registry import load
 from zoo.specs import FusionSpec
 from zoo.store import load as load_model
@@ -94,6 +94,7 @@ def compiles_and_autocasts(spec: FusionSpec) -> None:
     module, inputs = _module_and_inputs(spec)
     module.eval()
     expected = module(inputs)
+    torch.compiler.reset()  # dynamo keeps eight compilations of a `forward` that strategies share
     try:
         compiled = torch.compile(module, backend="eager", fullgraph=True)(inputs)
     except Exception as error:
@@ -161,9 +162,9 @@ def answers_are_log_probabilities(spec: FusionSpec) -> None:
 
 def refuses_to_answer_unfitted(spec: FusionSpec) -> None:
     """A strategy with `fit` raises NotFitted until it has seen data."""
-    fuser = _build(spec, len(_DIMS), _CLASSES)
-    if not hasattr(fuser, "fit"):
+    if not hasattr(_build(spec, len(_DIMS), _CLASSES), "fit"):
         return
+    fuser = _whole(_build(spec, len(_DIMS), _CLASSES))
     try:
         fuser(_logits(2))
     except NotFitted as error:
@@ -228,7 +229,11 @@ def _build(
 ) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = load(spec)(*arguments, **checked(spec, options or {}))
+        builder = load(spec)
+        given = {"dims": list(_DIMS), "known": torch.ones(len(_DIMS), _CLASSES, dtype=torch.bool)}
+        core = {name: value for name, value in given.items()
+                if spec.kind == "outputs" and accepts(builder, name)}
+        module = builder(*arguments, **core, **checked(spec, options or {}))
     assert isinstance(module, nn.Module), (
         f"{spec.build} gave a {type(module).__name__}, expected an nn.Module")
     return module
@@ -242,10 +247,34 @@ def _feature_fuser(spec: FusionSpec, options: Mapping[str, Any] | None = None) -
 
 
 def _output_fuser(spec: FusionSpec, options: Mapping[str, Any] | None = None) -> Any:
-    fuser: Any = _build(spec, len(_DIMS), _CLASSES, options=options)
+    fuser = _whole(_build(spec, len(_DIMS), _CLASSES, options=options))
     if hasattr(fuser, "fit"):
         fuser.fit(_logits(64), torch.arange(64) % _CLASSES)
     return fuser.eval()
+
+
+class _Fed(nn.Module):
+    """A fuser of outputs that wants features too: it is given some that depend on the logits."""
+
+    def __init__(self, fuser: Any) -> None:
+        super().__init__()
+        self.fuser = fuser
+        generator = torch.Generator().manual_seed(0)
+        for number, dim in enumerate(_DIMS):
+            self.register_buffer(f"map{number}", torch.randn(_CLASSES, dim, generator=generator))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.fuser(logits, self.features(logits))  # type: ignore[no-any-return]
+
+    def fit(self, logits: Tensor, labels: Tensor) -> None:
+        self.fuser.fit(logits, labels, features=self.features(logits))
+
+    def features(self, logits: Tensor) -> list[Tensor]:
+        return [part @ self.get_buffer(f"map{number}") for number, part in enumerate(logits)]
+
+
+def _whole(fuser: nn.Module) -> Any:
+    return _Fed(fuser) if getattr(fuser, "wants_features", False) else fuser
 
 
 def _features(spec: FusionSpec, batch: int) -> list[Tensor]:
