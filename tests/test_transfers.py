@@ -172,7 +172,7 @@ def test_hints_pull_towards_the_teacher() -> None:
 def test_distillation_by_hand() -> None:
     model = net()
     objective = self_distill.self_distill(
-        model, criterion=LOSS, teachers=[net(1)], temperature=3.0, alpha=0.6)
+        model, criterion=LOSS, teachers=[net(1), net(2)], temperature=3.0, alpha=0.6)
     given = batch()
     assert given.images is not None
     teachers = [torch.randn(12, 3), torch.randn(12, 3)]

@@ -49,6 +49,21 @@ TRANSFERS: tuple[TransferSpec, ...] = (
         summary="update a network from the fused model: labels and softened probabilities",
         family="distillation", license=_LICENSE,
         paper="Hinton 2015, arXiv:1503.02531", uses=frozenset({"teachers"}),
+        without_labels={"alpha": 1.0},
+    ),
+    TransferSpec(
+        name="distill", build="zoo.transfers.distill:distill",
+        summary="train any network on the softened answers of one teacher or several",
+        family="distillation", license=_LICENSE,
+        paper="Hinton 2015, arXiv:1503.02531", uses=frozenset({"teachers"}),
+        without_labels={"alpha": 1.0},
+    ),
+    TransferSpec(
+        name="feature_distill", build="zoo.transfers.feature_distill:feature_distill",
+        summary="train any network so that its features hold those of unlike teachers",
+        family="distillation", license=_LICENSE,
+        paper="Ranzinger 2024, arXiv:2312.06709", uses=frozenset({"teachers"}),
+        without_labels={"alpha": 1.0},
     ),
 )
 

@@ -3,6 +3,7 @@ describes itself must not pay for torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -222,15 +223,22 @@ class TransferSpec(Spec):
         into every batch and must be given; `"teachers"` allows frozen models, whose embeddings and
         logits come with every batch, and which the builder gets as the keyword `teachers` if it
         takes it.
+    without_labels: options with which it learns from images without labels (`{"alpha": 1.0}`): all
+        labels of a batch are then -1. Without it such images are refused.
     """
 
     kind_name: ClassVar[str] = "transfer"
 
     family: str = "traditional"
     uses: frozenset[str] = frozenset()
+    without_labels: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._want(isinstance(self.without_labels, Mapping) and all(
+            isinstance(option, str) for option in self.without_labels),
+            "without_labels", "options and their values")
+        object.__setattr__(self, "without_labels", MappingProxyType(dict(self.without_labels)))
         self._want(self.family in FAMILIES, "family", " or ".join(map(repr, FAMILIES)))
         self._freeze("uses", frozenset)
         self._want(self.uses <= TRANSFER_USES, "uses", f"a subset of {sorted(TRANSFER_USES)}")
@@ -280,6 +288,7 @@ def described(spec: AnySpec) -> dict[str, object]:
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, Mapping):
-            value = {option: dict(scopes) for option, scopes in value.items()}
+            value = {name: dict(inner) if isinstance(inner, Mapping) else inner
+                     for name, inner in value.items()}
         plain[field.name] = value
     return plain

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from zoo.datasets import Batches, ImageData, index_batches, to_unit
+from zoo.datasets import NO_LABEL, Batches, ImageData, index_batches, to_unit
 from zoo.errors import DataError, TrainingError
 from zoo.features import Features, can_hold, extract, take, trunk_features
 from zoo.model import Model
@@ -21,8 +21,9 @@ class Stream:
     """The same data epoch after epoch, in an order that depends on (seed, epoch) alone.
 
     frozen: the model's trunk does not change, so its features are computed here, once, where there
-    is room for them. Without augmentation the teachers' are too. rank, world: of several processes,
-    which take turns at the batches; without `shuffled` each has them all.
+    is room for them. Without augmentation the teachers' are too. matched: the teachers' logits are
+    put into the order of the model's classes. rank, world: of several processes, which take turns
+    at the batches; without `shuffled` each has them all.
     """
 
     steps: int
@@ -31,7 +32,7 @@ class Stream:
     def __init__(
         self, model: Model, data: ImageData, settings: Settings, target: ImageData | None = None,
         teachers: Sequence[Model] = (), *, frozen: bool = False, shuffled: bool = True,
-        rank: int = 0, world: int = 1,
+        matched: bool = True, rank: int = 0, world: int = 1,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -39,10 +40,12 @@ class Stream:
         self.teachers = teachers
         self.shuffled = shuffled
         self.rank, self.world = rank, world
-        self.data = with_labels(data, model.classes)
-        assert self.data.labels is not None
-        self.labels: Tensor = self.data.labels
-        self.columns = [_columns(teacher, model.classes) for teacher in teachers]
+        self.data = counted_in(model.classes, data)
+        self.labels = (torch.full((len(data),), NO_LABEL) if self.data.labels is None
+                       else self.data.labels)
+        self.columns = [_columns(teacher, model.classes) if matched else slice(None)
+                        for teacher in teachers]
+        self.size = max(each.image_size for each in (model, *teachers))
         self.augments = shuffled and settings.augment is not None
         self.features: Features | None = None
         self.taught: list[Features] | None = None
@@ -84,6 +87,14 @@ class Stream:
                 self.first = batch
             yield batch
 
+    def everything_taught(self) -> Iterator[tuple[Taught, ...]]:
+        """What the teachers say of all images, in order and without augmentation."""
+        for indices in index_batches(len(self.data), self.settings.batch_size, shuffle=False):
+            images = None
+            if self.taught is None:
+                images = to_unit(self.data.batch(indices)[0].to(self.model.device))
+            yield self._taught(torch.as_tensor(indices), images)
+
     def _order(self, epoch: int) -> list[list[int]]:
         size = self.settings.batch_size
         # A batch of one image has no statistics for batch norm.
@@ -100,8 +111,7 @@ class Stream:
         if not self.augments:
             return data
         assert self.settings.augment is not None
-        return augmented(data, self.settings.augment, self.model.image_size,
-                         (self.settings.seed, epoch))
+        return augmented(data, self.settings.augment, self.size, (self.settings.seed, epoch))
 
     def _targets(self, epoch: int) -> Iterator[Tensor]:
         """Target images without end, in batches as large as the source's."""
@@ -131,11 +141,11 @@ class Stream:
         return tuple(taught)
 
 
-def with_labels(data: ImageData, classes: Sequence[str]) -> ImageData:
-    """The data with labels that count in a model's classes. Raises DataError without labels."""
-    if data.labels is None:
-        raise DataError("these images have no labels, and labels are what is learnt from here")
-    return data if tuple(data.classes) == tuple(classes) else data.with_classes(classes)
+def counted_in(classes: Sequence[str], data: ImageData) -> ImageData:
+    """The data with labels, where there are any, that count in a model's classes."""
+    if data.labels is None or tuple(data.classes) == tuple(classes):
+        return data
+    return data.with_classes(classes)
 
 
 def _computed_once(teacher: Model, data: ImageData, settings: Settings) -> Features:

@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 
 from zoo.datasets import ImageData, load_data
-from zoo.errors import OptionError, TrainingError
+from zoo.errors import DataError, OptionError, TrainingError
 from zoo.features import evaluating
 from zoo.model import Model
 from zoo.options import accepts, checked
@@ -68,11 +68,15 @@ def transfer(
 
     model: a Model; a name is refused, because what it names could not be found again afterwards.
     data: a CSV file, folder, address, registered name or torch data set; labels are matched to the
-        model's classes by name, and the head is replaced by a fresh one when the names differ.
+        model's classes by name, and the head is replaced by a fresh one when the names differ. A
+        method that learns from teachers alone (distill with alpha=1) takes images without labels:
+        the head then stays if the teachers have its classes, else it is replaced by one for those
+        that all of them have.
     val: more such data, or a share of `data` in (0, 1) to hold out; with it, the epoch with the
         best accuracy (then NLL) is kept.
-    unlabelled: target images, for methods that adapt to them. teachers: models with the same
-        classes, for methods that learn from them.
+    unlabelled: target images, for methods that adapt to them. teachers: models that have the same
+        classes, in any order and among others, for methods that learn from them. They see the
+        images as the model does, loaded at the largest size that one of them asks for.
     batch_size: images in one step, of each process where there are several. optimizer: any that
         timm knows. weight_decay: spares biases and norms. schedule: of the learning rate, by step:
         none, cosine, tanh, step (every third of the epochs), multistep (at a half and three
@@ -101,7 +105,8 @@ def transfer(
     spec = find(method, TransferSpec)
     values = checked(spec, options)
     _check_teachers(model, spec, teachers)
-    train_set, val_set = _training_data(model, data, val, settings)
+    size = max(each.image_size for each in (model, *teachers))
+    train_set, val_set = _training_data(data, val, settings, size, spec, values)
     target_set = _unlabelled(model, spec, unlabelled)
     result = Transferred(model, spec.name)
     started_from = digest(model.state_dict())
@@ -119,6 +124,8 @@ def transfer(
                (("data", train_set), ("val", val_set), ("unlabelled", target_set))},
         }, writes=state.is_main_process)
         phases = _build(spec, model, settings, teachers, values)
+        if train_set.labels is None:
+            _learn_classes(model, teachers, phases, result)
         _train(result, phases, settings, train_set, val_set, target_set, teachers, kept)
     result.seconds = time.perf_counter() - start
     _remember(result, settings, values, train_set, activation, teachers, started_from)
@@ -138,10 +145,13 @@ def _train(
     for number, (phase, epochs) in enumerate(zip(phases, lengths, strict=True)):
         if number < checkpoint.phase:
             continue
-        phase.objective.choose_trained()
-        frozen = not phase.objective.trunk and not phase.objective.needs_images and model.splits
+        objective = phase.objective
+        objective.choose_trained()
+        frozen = not objective.trunk and not objective.needs_images and model.splits
         stream = Stream(model, train_set, settings, target_set, teachers, frozen=frozen,
+                        matched=objective.reads_logits,
                         rank=state.process_index, world=state.num_processes)
+        objective.begin(stream.everything_taught())
         judge = Judge(model, val_set, settings, frozen=stream.features is not None)
         run = Loop(result, phase, number, epochs, stream, judge, settings,
                      done=sum(lengths[:number]) / sum(lengths), share=epochs / sum(lengths))
@@ -181,16 +191,30 @@ def _tables(module: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def _training_data(
-    model: Model, data: Any, val: Any, settings: Settings
+    data: Any, val: Any, settings: Settings, size: int, spec: TransferSpec,
+    values: Mapping[str, Any],
 ) -> tuple[ImageData, ImageData | None]:
-    train_set = load_data(data, role="train", image_size=model.image_size)
+    try:
+        train_set = load_data(data, role="train", image_size=size)
+    except DataError:
+        if not _learns_without_labels(spec, values):
+            raise
+        train_set = load_data(data, role="train", image_size=size, labelled=False)
     if val is None:
         return train_set, None
     if isinstance(val, float):
         if not 0 < val < 1:
             raise OptionError("transfer", f"val is {val}, expected data or a share in (0, 1)")
+        if train_set.labels is None:
+            raise OptionError("transfer", f"val is {val}, and the images that it is a share of "
+                              "have no labels; pass labelled data")
         return train_set.split(val, seed=settings.seed)
-    return train_set, load_data(val, role="test", image_size=model.image_size)
+    return train_set, load_data(val, role="test", image_size=size)
+
+
+def _learns_without_labels(spec: TransferSpec, values: Mapping[str, Any]) -> bool:
+    wanted = spec.without_labels
+    return bool(wanted) and all(values.get(name) == value for name, value in wanted.items())
 
 
 def _unlabelled(model: Model, spec: TransferSpec, given: Any) -> ImageData | None:
@@ -225,12 +249,30 @@ def _want_same_device(model: Model, state: PartialState) -> None:
 def _prepare_model(
     model: Model, data: ImageData, activation: str | None, result: Transferred
 ) -> None:
-    if set(model.classes) != set(data.classes):
+    if data.labels is not None and set(model.classes) != set(data.classes):
         result.notes.append(f"the head was replaced: the data's {len(data.classes)} classes are "
                             f"not the model's {len(model.classes)}")
         model.reset_classes(data.classes)
     if activation:
         model.set_activation(activation)
+
+
+def _learn_classes(
+    model: Model, teachers: Sequence[Model], phases: Sequence[Phase], result: Transferred
+) -> None:
+    """The head for images without labels: the model's own where each teacher has its classes, else
+    a fresh one for the classes that all teachers have, in the order of the first."""
+    if not teachers or not any(phase.objective.reads_logits for phase in phases):
+        return
+    common = [name for name in teachers[0].classes
+              if all(name in teacher.classes for teacher in teachers)]
+    if set(model.classes) <= set(common):
+        return
+    if not common:
+        raise DataError("the teachers have no class in common, and the images have no labels")
+    result.notes.append(f"the head was replaced: the teachers' {len(common)} classes are not the "
+                        f"model's {len(model.classes)}")
+    model.reset_classes(common)
 
 
 def _build(

@@ -41,6 +41,8 @@ class Hinted(Objective):
     """A linear regressor per teacher predicts its features from the student's; the mean squared
     error of standardised features joins the loss. The regressors are left behind afterwards."""
 
+    reads_logits = False
+
     def __init__(
         self, model: Model, criterion: Criterion, teacher_dims: Sequence[int], *, norms: Norms,
         hint: float,

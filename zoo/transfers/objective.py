@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,7 @@ class Taught:
 class Batch:
     """One step's data, on the model's device.
 
-    labels: [B], the model's own class numbers.
+    labels: [B], the model's own class numbers; -1 where the images have no labels.
     images: [B, C, H, W] on [0, 1]; None when the trunk is frozen and `features` are given instead.
     features: what each member gives: [B, Dᵢ], tokens [B, Nᵢ, Dᵢ] or maps [B, Cᵢ, H, W].
     unlabelled: target images, for methods that use them.
@@ -56,9 +56,12 @@ class Objective(nn.Module):
         epoch.
     norms: what batch norm does while the trunk trains: `"frozen"` keeps the statistics, `"auto"`
         keeps those of pretrained members.
+    reads_logits: whether the loss reads the teachers' logits. They are then those of the model's
+        classes, which every teacher must have; without it teachers may have any.
     """
 
     needs_images = False
+    reads_logits = True
 
     def __init__(
         self, model: Model, criterion: Criterion, *, trunk: bool = True, norms: Norms = "auto"
@@ -74,6 +77,10 @@ class Objective(nn.Module):
         self.model.requires_grad_(self.trunk)
         for parameter in self.model.head_parameters():
             parameter.requires_grad_(True)
+
+    def begin(self, taught: Iterable[Sequence[Taught]]) -> None:
+        """Called before the first epoch with what the teachers say of all images, in batches and
+        without augmentation; it is computed only if it is read."""
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
