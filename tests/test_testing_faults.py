@@ -200,6 +200,9 @@ FAULTS = [
      "a model trained by acme/plain answers differently after save and load; hang nothing on"),
     (TRANSFER, "    return Plain()", "    assert strength > 0; return Plain()",
      "errors_name_option_and_value", "acme/plain with strength=-1.0 raises AssertionError"),
+    (TRANSFER, 'uses={"teachers"}', 'uses={"teachers"}, without_labels={"strength": 0.5}',
+     "learns_without_labels", "acme/plain with strength=0.5 does not train on images without "
+     "labels: IndexError: Target -1 is out of bounds.; leave batch.labels"),
 
     (DATA, "classes = [\"a\", \"b\"]", "classes = [\"a\", split]", "every_split_opens",
      "the splits of acme/dots have different classes"),

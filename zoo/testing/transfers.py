@@ -63,7 +63,8 @@ def gradients_reach_what_trains(spec: TransferSpec) -> None:
         objective.choose_trained()
         frozen = not objective.trunk and not objective.needs_images
         stream = Stream(model, load_data(_data(0), role="train"), Settings(batch_size=8), target,
-                        teachers, frozen=frozen)
+                        teachers, frozen=frozen, matched=objective.reads_logits)
+        objective.begin(stream.everything_taught())
         objective.train()
         loss = objective(next(stream.epoch(0, 0)))
         assert isinstance(loss, Tensor), (
@@ -144,6 +145,25 @@ def teachers_stay_as_they_are(spec: TransferSpec) -> None:
             f"{spec.name} changed {key!r} of its teacher; read what teachers say from batch.taught")
 
 
+def learns_without_labels(spec: TransferSpec) -> None:
+    """Where the spec says with which options, it trains on images without labels."""
+    if not spec.without_labels:
+        return
+    model = _model()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    said = ", ".join(f"{name}={value!r}" for name, value in spec.without_labels.items())
+    try:
+        _transfer(spec, model, data=TensorDataset(_images(0)), **spec.without_labels)
+    except Exception as error:
+        raise AssertionError(
+            f"{spec.name} with {said} does not train on images without labels: "
+            f"{type(error).__name__}: {error}; leave batch.labels, which are -1 then, alone, or "
+            "say without_labels={}") from error
+    assert any(not torch.equal(tensor, before[key])
+               for key, tensor in model.state_dict().items()), (
+        f"{spec.name} with {said} learns nothing from images without labels")
+
+
 def _objectives(
     spec: TransferSpec, model: Model, teachers: Sequence[Model],
     options: Mapping[str, Any] | None = None,
@@ -159,13 +179,15 @@ def _model(seed: int = 0) -> Model:
     return backbone("zoo/mnist_cnn", num_classes=_CLASSES, image_size=8, seed=seed, device="cpu")
 
 
-def _transfer(spec: TransferSpec, model: Model, **settings: Any) -> Transferred:
+def _transfer(
+    spec: TransferSpec, model: Model, *, data: TensorDataset | None = None, **settings: Any
+) -> Transferred:
     given: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2, **settings}
     if "unlabelled" in spec.uses:
         given["unlabelled"] = _data(1)
     if "teachers" in spec.uses:
         given.setdefault("teachers", [_model(seed=7)])
-    return transfer(model, _data(0), spec.name, **given)
+    return transfer(model, data or _data(0), spec.name, **given)
 
 
 def _data(seed: int) -> TensorDataset:
@@ -179,5 +201,5 @@ def _images(seed: int) -> Tensor:
 CHECKS: Sequence[Callable[[TransferSpec], None]] = (
     trains_and_says_so, same_seed_trains_the_same, loss_is_a_mean, teachers_stay_as_they_are,
     gradients_reach_what_trains, trains_in_bfloat16, trains_on_every_device,
-    trained_models_save_and_load, errors_name_option_and_value,
+    trained_models_save_and_load, errors_name_option_and_value, learns_without_labels,
 )
