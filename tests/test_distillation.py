@@ -377,6 +377,19 @@ def test_features_alone_leave_the_classifier(build: Any) -> None:
     assert same == set(head)
 
 
+@pytest.mark.parametrize("options", [
+    {"alpha": 1.0}, {"alpha": 1.0, "logits": 1.0}, {"alpha": 0.5}], ids=str)
+def test_what_trains_gets_a_gradient(options: dict[str, Any]) -> None:
+    """Several processes would wait for one that never comes."""
+    student, teachers = zoo.fuse([net(), net(5)], "concat"), [net(1)]
+    objective = features(student, teachers, **options)
+    objective.choose_trained()
+    stream = Stream(student, images(), Settings(), teachers=teachers)
+    objective(next(stream.epoch(0, 0))).backward()
+    for name, parameter in objective.named_parameters():
+        assert parameter.requires_grad is (parameter.grad is not None), name
+
+
 def test_features_learnt_without_labels_need_few_labels() -> None:
     """Two teachers who know half of the digits each; a student whose features tell all ten."""
     train, test = load_data("digits"), load_data("digits", role="test")
