@@ -6,12 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from zoo.building import measure_given
 from zoo.datasets import load_data
 from zoo.errors import FusionError, ZooError
-from zoo.features import extract
+from zoo.evaluation import member_logits
 from zoo.model import Fusion, Member, Model
 from zoo.registry import load
 from zoo.specs import FusionSpec
@@ -39,7 +37,7 @@ def fit_outputs(model: Model, data: Any) -> None:
     fuser: Any = model.fuser
     images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
     assert images.labels is not None
-    logits = torch.stack(extract(model, images, model.answers, description="fit"))  # (M, N, C)
+    logits = member_logits(model, images)  # (M, N, C)
     fuser.fit(logits.to(model.device), images.labels.to(model.device))
     model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
 

@@ -12,6 +12,7 @@ import typer
 
 from zoo.cli import output
 from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
+from zoo.cli.caching import cache
 from zoo.cli.fusing import fuse, merge
 from zoo.errors import ZooError
 from zoo.names import suggest
@@ -255,6 +256,9 @@ def new_plugin(
     from zoo.scaffold import new_plugin
 
     output.started(new_plugin(namespace, out), canonical_namespace(namespace))
+
+
+app.add_typer(cache, name="cache")
 
 
 @app.callback(invoke_without_command=True)

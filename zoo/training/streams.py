@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.datasets import Batches, ImageData, index_batches, to_unit
 from zoo.errors import DataError, TrainingError
-from zoo.features import Features, can_hold, extract, take, trunk_features
+from zoo.features import Features, Given, can_hold, given_once, take, trunk_features
 from zoo.model import Model
 from zoo.training.augmentation import augmented
 from zoo.training.settings import Settings
@@ -143,8 +143,11 @@ def _computed_once(teacher: Model, data: ImageData, settings: Settings) -> Featu
     less room."""
     if _is_joined_here(teacher):
         return trunk_features(teacher, data, workers=settings.workers)
-    return extract(teacher, data, lambda x: _answer(teacher, x), description="teacher",
-                   workers=settings.workers)
+    answers = Given(teacher.name, [teacher.describe(), "answers"], teacher.state_dict(),
+                    lambda images: torch.cat(_answer(teacher, images), dim=1))
+    (both,) = given_once(teacher, data, [answers], description="teacher",
+                         workers=settings.workers)
+    return both[:, :teacher.dim], both[:, teacher.dim:]
 
 
 def _is_joined_here(teacher: Model) -> bool:
