@@ -446,7 +446,7 @@ def test_logits_follow_the_classifier(runs: list[int]) -> None:
 
 
 def test_what_there_is_no_memory_for_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zoo.evaluation.KEEP_BYTES", 0)
+    monkeypatch.setattr(features, "KEEP_BYTES", 0)
     predict(net(), images())
     assert kept_files() == []
 

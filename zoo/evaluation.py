@@ -15,12 +15,12 @@ from zoo.attacks.gradients import zero_gradient_share
 from zoo.datasets import ImageData, load_data, loader, to_unit
 from zoo.errors import ZooError
 from zoo.features import (
-    KEEP_BYTES,
     Features,
     can_hold,
     evaluating,
     features_of,
     given_once,
+    has_room,
     logits_of,
     take,
     trunk_features,
@@ -167,7 +167,7 @@ def _has_kept_head(member: Member) -> bool:
 def _has_room(model: Model, images: ImageData) -> bool:
     """Whether all features and logits fit into the memory for what is kept."""
     numbers = sum(member.dim + len(member.classes) for member in model.each_member())
-    return len(images) * numbers * 4 <= KEEP_BYTES and can_hold(model, images)
+    return has_room(len(images) * numbers * 4) and can_hold(model, images)
 
 
 def _batches(given: Features, size: int, device: torch.device) -> Iterator[Features]:

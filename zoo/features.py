@@ -140,14 +140,19 @@ def given_once(
 
 
 @torch.no_grad()
-def can_hold(model: Model, data: ImageData) -> bool:
-    """Whether what its trunk gives of all images is to be computed once: pooled features always,
-    tokens and maps as long as they take no more than KEEP_BYTES."""
+def can_hold(model: Model, data: ImageData, copies: int = 1) -> bool:
+    """Whether what its trunk gives of all images, or of so many copies of them, is to be computed
+    once: pooled features always, tokens and maps where there is room."""
     if model.takes == "vectors":
         return True
     with evaluating(model):
         one = model.trunk(to_unit(data.batch([0])[0].to(model.device)))
-    return len(data) * sum(part.nbytes for part in one) <= KEEP_BYTES
+    return has_room(copies * len(data) * sum(part.nbytes for part in one))
+
+
+def has_room(size: int) -> bool:
+    """Whether so many bytes may be kept in memory."""
+    return size <= KEEP_BYTES
 
 
 def forget() -> None:

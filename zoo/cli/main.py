@@ -125,6 +125,9 @@ def transfer(
         str | None, typer.Option(help="Put this one in place of every other: relu, …")] = None,
     augment: Annotated[str | None, typer.Option(
         help="basic, a timm policy such as rand-m9-n2, or '{hflip: 0.5}'.")] = None,
+    views: Annotated[int | None, typer.Option(
+        help="Variants of each image for a frozen network, seen once each; new ones in every "
+             "epoch by default.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Epochs without improvement before it stops.")] = None,
     clip_grad: Annotated[float | None, typer.Option(help="Largest norm of a gradient.")] = None,
@@ -154,7 +157,7 @@ def transfer(
         epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer,
         weight_decay=weight_decay, schedule=schedule, warmup_epochs=warmup_epochs, loss=loss,
         label_smoothing=label_smoothing, activation=activation,
-        augment=None if augment is None else value(augment), patience=patience,
+        augment=None if augment is None else value(augment), views=views, patience=patience,
         clip_grad=clip_grad, precision=precision, workers=workers, seed=seed,
         checkpoint=checkpoint, **options)
     zoo.save(trained, out)

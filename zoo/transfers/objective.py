@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,22 +56,28 @@ class Objective(nn.Module):
         epoch.
     norms: what batch norm does while the trunk trains: `"frozen"` keeps the statistics, `"auto"`
         keeps those of pretrained members.
+    frozen: parameters of the trunk that stay as they are while the others train. Layers of which
+        all are frozen work as in evaluation; where nothing before them trains, they are run once.
     """
 
     needs_images = False
 
     def __init__(
-        self, model: Model, criterion: Criterion, *, trunk: bool = True, norms: Norms = "auto"
+        self, model: Model, criterion: Criterion, *, trunk: bool = True, norms: Norms = "auto",
+        frozen: Sequence[nn.Parameter] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
         self.trunk = trunk
         self.norms = norms
+        self.frozen = list(frozen)
 
     def choose_trained(self) -> None:
         """Mark the model's parameters that train in this phase; called before it begins."""
         self.model.requires_grad_(self.trunk)
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
         for parameter in self.model.head_parameters():
             parameter.requires_grad_(True)
 
@@ -105,6 +111,11 @@ class Objective(nn.Module):
                 for module in member.modules():
                     if isinstance(module, _BatchNorm):
                         module.eval()
+        frozen = {id(parameter) for parameter in self.frozen}
+        for module in self.model.modules() if frozen else ():
+            own = [id(parameter) for parameter in module.parameters()]
+            if own and frozen.issuperset(own):
+                module.eval()
         return self
 
     def freezes_norms(self, member: Member) -> bool:
