@@ -72,7 +72,8 @@ def limit() -> int:
     folder = kept_folder()
     while not folder.is_dir():
         folder = folder.parent
-    return min(MOST, (shutil.disk_usage(folder).free + _total()) // 4)
+    total = sum(size for _, size, _ in _files())
+    return min(MOST, (shutil.disk_usage(folder).free + total) // 4)
 
 
 def set_limit(size: int) -> None:
@@ -87,7 +88,7 @@ def set_limit(size: int) -> None:
 
 def make_room(size: int) -> bool:
     """Delete files, those not used for longest first, until so many bytes more are within the
-    limit. False when they alone are not. What killed processes left half-written goes too."""
+    limit. False when that cannot be. What killed processes left half-written goes too."""
     most = limit()
     if size > most:
         return False
@@ -98,18 +99,16 @@ def make_room(size: int) -> bool:
     for file, each, _ in files:
         if total + size <= most:
             break
-        file.unlink(missing_ok=True)
-        total -= each
-    return True
+        if _delete(file):
+            total -= each
+    return total + size <= most
 
 
 def clear(older_than: float = 0) -> tuple[int, int]:
     """Delete what was not used for so many seconds; how many files that were, and their bytes."""
     now = time.time()
-    gone = [(file, size) for file, size, used in _files() if now - used >= older_than]
-    for file, _ in gone:
-        file.unlink(missing_ok=True)
-    return len(gone), sum(size for _, size in gone)
+    gone = [size for file, size, used in _files() if now - used >= older_than and _delete(file)]
+    return len(gone), sum(gone)
 
 
 def touch(file: Path) -> None:
@@ -141,8 +140,14 @@ def _files() -> Iterator[tuple[Path, int, float]]:
                 yield Path(entry.path), stat.st_size, stat.st_mtime
 
 
-def _total() -> int:
-    return sum(size for _, size, _ in _files())
+def _delete(file: Path) -> bool:
+    """Whether a file is gone now: not every folder can be written, and not every system deletes
+    what another process has mapped."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _about(file: Path) -> dict[str, str]:

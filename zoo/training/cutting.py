@@ -132,8 +132,8 @@ def _deepest(member: Member, images: Tensor, random: set[nn.Module]) -> Entry | 
     counts: dict[nn.Module, int] = {}
     for call in calls:
         counts[call.module] = counts.get(call.module, 0) + 1
-    trains = min((call.began for call in calls if _changes(call.module, random)),
-                 default=len(calls) * 2)
+    trains = min((time for call in calls if (time := _trains_from(call, random)) is not None),
+                 default=2 * len(calls))
     before = [call for call in calls if call.ended < trains]
     places = [call for call in reversed(before) if call.output is not None
               and counts[call.module] == 1 and call.module is not member.net]
@@ -205,11 +205,15 @@ def _shape_of(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(1).expand(tensor.shape)
 
 
-def _changes(module: nn.Module, random: set[nn.Module]) -> bool:
-    """Whether what a module gives may change from epoch to epoch, itself and not what is in it."""
-    own = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-    has_parts = any(True for _ in module.children())
-    return module in random or (own and not has_parts)
+def _trains_from(call: _Call, random: set[nn.Module]) -> int | None:
+    """When what a module gives may begin to change from epoch to epoch, by itself and not by what
+    is in it. What has parts may use its own parameters before or after any of them."""
+    module = call.module
+    if module in random:
+        return call.began
+    if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        return None
+    return call.ended if any(True for _ in module.children()) else call.began
 
 
 def _is_random(module: nn.Module) -> bool:

@@ -145,10 +145,11 @@ def _train(
             continue
         phase.objective.choose_trained()
         frozen = _is_frozen(phase, model)
-        cut = find_cut(phase.objective, train_set) if phase.objective.frozen else None
+        partly = bool(phase.objective.frozen) and not phase.objective.needs_images
+        cut = find_cut(phase.objective, train_set) if partly else None
         stream = Stream(model, train_set, settings, target_set, teachers, frozen=frozen, cut=cut,
                         rank=state.process_index, world=state.num_processes)
-        if phase.objective.frozen:
+        if partly:
             result.notes.append(_about_cut(cut, stream))
         judge = Judge(model, val_set, settings, cut=cut,
                       frozen=frozen and (stream.frozen or stream.augments))
