@@ -52,14 +52,18 @@ def kept_files() -> list[KeptFile]:
 
 def other_files() -> tuple[int, int]:
     """How many other files the cache folder has (names and catalogues), and their bytes."""
-    sizes = [file.stat().st_size for file in cache_folder().rglob("*")
-             if file.is_file() and kept_folder() not in file.parents]
+    sizes = []
+    for file in cache_folder().rglob("*"):
+        with suppress(OSError):  # another process has replaced it
+            if file.is_file() and kept_folder() not in file.parents:
+                sizes.append(file.stat().st_size)
     return len(sizes), sum(sizes)
 
 
 def limit() -> int:
     """The most bytes that are kept: `ZOO_CACHE_LIMIT`, or what `set_limit` wrote, or 5 GiB but no
-    more than a quarter of the disk's free room. 0 keeps nothing."""
+    more than a quarter of the disk's free room. 0 keeps nothing. Raises OptionError for a
+    `ZOO_CACHE_LIMIT` that is no size."""
     given = os.environ.get("ZOO_CACHE_LIMIT")
     if given:
         try:
@@ -73,7 +77,10 @@ def limit() -> int:
     while not folder.is_dir():
         folder = folder.parent
     total = sum(size for _, size, _ in _files())
-    return min(MOST, (shutil.disk_usage(folder).free + total) // 4)
+    try:
+        return min(MOST, (shutil.disk_usage(folder).free + total) // 4)
+    except OSError:
+        return 0
 
 
 def set_limit(size: int) -> None:
