@@ -18,6 +18,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.getbasetemp() / "zoo-cache"
     monkeypatch.setenv("ZOO_CACHE", str(folder))
     shutil.rmtree(folder / "names", ignore_errors=True)
+    shutil.rmtree(folder / "features", ignore_errors=True)
+    monkeypatch.delenv("ZOO_CACHE_LIMIT", raising=False)
+    monkeypatch.delenv("ZOO_FEATURES_DTYPE", raising=False)
     monkeypatch.setenv("ZOO_PROGRESS", "0")
     monkeypatch.delenv("ZOO_PLUGINS", raising=False)
     monkeypatch.delenv("ZOO_STRICT", raising=False)

@@ -19,8 +19,9 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -125,6 +126,18 @@ def _settle(path: Path) -> None:
         shutil.rmtree(aside)
     else:
         aside.rename(path)
+
+
+def delete_leftovers(folder: Path, stale_seconds: float) -> None:
+    """Delete files that were being written in a folder, whatever they were to become, by processes
+    of this host that are gone, or so long ago that any process is."""
+    before = time.time() - stale_seconds
+    host = re.escape(socket.gethostname())
+    for leftover in folder.glob(".*.tmp"):
+        match = re.fullmatch(rf".*\.{host}\.(\d+)\.[0-9a-f]{{8}}\.tmp", leftover.name)
+        with suppress(OSError):
+            if leftover.stat().st_mtime < before or (match and not _is_running(int(match[1]))):
+                leftover.unlink()
 
 
 def _delete_leftovers(path: Path) -> None:

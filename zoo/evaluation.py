@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,9 +14,19 @@ from zoo.attacks import resolve_attack
 from zoo.attacks.gradients import zero_gradient_share
 from zoo.datasets import ImageData, load_data, loader, to_unit
 from zoo.errors import ZooError
-from zoo.features import evaluating
+from zoo.features import (
+    Features,
+    can_hold,
+    evaluating,
+    features_of,
+    given_once,
+    has_room,
+    logits_of,
+    take,
+    trunk_features,
+)
 from zoo.measures import measure, wilson
-from zoo.model import Model
+from zoo.model import Member, Model
 from zoo.progress import task
 
 
@@ -25,10 +35,11 @@ class Evaluation:
     """What a model is worth on one data set.
 
     accuracy with its 95 % interval (Wilson), top5 (None up to 5 classes), nll in nats, ece with 15
-    bins, confusion [C][C] (rows are true), per_class, parameters, seconds and images. attacks: for
-    each attack its options, the accuracy that is left, its interval, and the share of images
-    without any gradient, where a gradient attack is blind. robust: right without and under every
-    attack. correct, predictions: one per image, for paired tests.
+    bins, confusion [C][C] (rows are true), per_class, parameters, images, and seconds: few where
+    what the networks give of these images was kept (`zoo.features`). attacks: for each attack its
+    options, the accuracy that is left, its interval, and the share of images without any gradient,
+    where a gradient attack is blind. robust: right without and under every attack. correct,
+    predictions: one per image, for paired tests.
     """
 
     n: int
@@ -97,11 +108,75 @@ def evaluate(
     )
 
 
-@torch.inference_mode()
 def predict(
+    model: Model, images: ImageData, *, batch_size: int = 64, workers: int = 0, keep: bool = True
+) -> Tensor:
+    """Logits [N, classes] on the CPU, in the order of the data; the model's modes are kept.
+
+    keep: what the networks give of the images is looked up and kept (`zoo.features`), where there
+    is room; False for a model that nobody will ask again.
+    """
+    if not keep or not _has_room(model, images):
+        return _predict(model, images, batch_size, workers)
+    with torch.no_grad(), evaluating(model):
+        if model.splits:
+            given = trunk_features(model, images, workers=workers)
+            parts = [model.classify(model.join(rows))
+                     for rows in _batches(given, batch_size, model.device)]
+        else:
+            given = tuple(member_logits(model, images, batch_size=batch_size, workers=workers))
+            parts = [_decide(model, rows) for rows in _batches(given, batch_size, model.device)]
+        return torch.cat([part.float().cpu() for part in parts])
+
+
+@torch.no_grad()
+def member_logits(
     model: Model, images: ImageData, *, batch_size: int = 64, workers: int = 0
 ) -> Tensor:
-    """Logits [N, classes] on the CPU, in the order of the data; the model's modes are kept."""
+    """Each member's own logits [M, N, classes], in the order of the model's classes and of the
+    data, on the CPU. They are the classifiers' answers to kept features, and kept themselves where
+    a network has more than a classifier after its features.
+
+    Raises ZooError for a fusion of features, whose members have none.
+    """
+    if model.kind == "features":
+        raise ZooError(f"the members of {model.name} give features and have no logits of their own")
+    members = list(model.each_member())
+    wanted = [features_of(member) if _has_kept_head(member) else logits_of(member)
+              for member in members]
+    given = given_once(model, images, wanted, description="logits", workers=workers)
+    answers = []
+    with evaluating(model):
+        for member, part in zip(members, given, strict=True):
+            logits = part
+            if _has_kept_head(member):
+                logits = torch.cat([member.classify(rows).cpu() for (rows,) in
+                                    _batches((part,), batch_size, model.device)])
+            answers.append(logits)
+    return torch.stack(model.in_order(answers))
+
+
+def _decide(model: Model, logits: Features) -> Tensor:
+    return logits[0] if model.fuser is None else model.fuser(torch.stack(logits), None)
+
+
+def _has_kept_head(member: Member) -> bool:
+    return member.splits and member.gives == "vectors"
+
+
+def _has_room(model: Model, images: ImageData) -> bool:
+    """Whether all features and logits fit into the memory for what is kept."""
+    numbers = sum(member.dim + len(member.classes) for member in model.each_member())
+    return has_room(len(images) * numbers * 4) and can_hold(model, images)
+
+
+def _batches(given: Features, size: int, device: torch.device) -> Iterator[Features]:
+    for start in range(0, len(given[0]), size):
+        yield take(given, slice(start, start + size), device)
+
+
+@torch.inference_mode()
+def _predict(model: Model, images: ImageData, batch_size: int, workers: int) -> Tensor:
     parts = []
     with evaluating(model), task("evaluate", len(images), "images") as advance:
         for pixels, _ in loader(images, batch_size=batch_size, workers=workers):

@@ -264,14 +264,14 @@ class Model(nn.Module):
     def answers(self, images: Tensor) -> tuple[Tensor, ...]:
         """Each member's own logits [B, classes], all in the order of the model's classes; their
         log-probabilities where they know different ones (zoo.labels)."""
-        return self._ordered([member(images) for member in self.each_member()])
+        return self.in_order([member(images) for member in self.each_member()])
 
     def answers_and_features(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """`answers` and `trunk`, of members whose logits split at the cost of one of them."""
         features = self.trunk(images)
         logits = [member.classify(part) if member.splits else member(images)
                   for member, part in zip(self.each_member(), features, strict=True)]
-        return self._ordered(logits), features
+        return self.in_order(logits), features
 
     def join(self, features: Sequence[Tensor]) -> Tensor:
         """The embedding [B, D] of the members' features."""
@@ -290,7 +290,7 @@ class Model(nn.Module):
             return members[0].classify(embedding)
         parts = torch.split(embedding, [member.dim for member in members], dim=1)
         logits = [member.classify(part) for member, part in zip(members, parts, strict=True)]
-        return self._decide(self._ordered(logits), parts)
+        return self._decide(self.in_order(logits), parts)
 
     def embed(self, images: Tensor) -> Tensor:
         """Fused features [B, D] of images [B, 3, H, W] on [0, 1]; the members' own, side by side,
@@ -361,7 +361,8 @@ class Model(nn.Module):
         assert self.by_label is not None
         return self.by_label.one(number, self.members[number](images))
 
-    def _ordered(self, logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def in_order(self, logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Every member's own logits [B, its classes] as `answers` gives them."""
         return tuple(logits) if self.by_label is None else self.by_label(logits)
 
     def _decide(self, logits: Sequence[Tensor], features: Sequence[Tensor] | None) -> Tensor:

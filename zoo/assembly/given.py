@@ -158,7 +158,7 @@ def reestimate_norms(model: Model, images: ImageData) -> None:
 def accuracy(model: Model, images: ImageData) -> tuple[float, float]:
     """The accuracy and the negative NLL: the larger, the better, in that order."""
     assert images.labels is not None
-    measured = measure(predict(model, images), images.labels, model.classes)
+    measured = measure(predict(model, images, keep=False), images.labels, model.classes)
     return measured["accuracy"], -measured["nll"]
 
 

@@ -6,14 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from zoo.blueprints import Fusion
 from zoo.building import build_fuser, measure_given
 from zoo.datasets import load_data
 from zoo.errors import FusionError, ZooError
-from zoo.features import extract
+from zoo.evaluation import member_logits
+from zoo.features import take, trunk_features
 from zoo.model import Member, Model
 from zoo.specs import FusionSpec
 
@@ -43,19 +41,11 @@ def fit_outputs(model: Model, data: Any) -> None:
     fuser: Any = model.fuser
     images = load_data(data, role="train", image_size=model.image_size).with_classes(model.classes)
     assert images.labels is not None
-    wants_features = getattr(fuser, "wants_features", False)
-
-    def answer(pixels: Tensor) -> tuple[Tensor, ...]:
-        if not wants_features:
-            return model.answers(pixels)
-        logits, features = model.answers_and_features(pixels)
-        return *logits, *features
-
-    found = [part.to(model.device) for part in extract(model, images, answer, description="fit")]
-    members = len(model.members)
-    logits, labels = torch.stack(found[:members]), images.labels.to(model.device)  # (M, N, C)
-    told = (fuser.fit(logits, labels, features=found[members:]) if wants_features
-            else fuser.fit(logits, labels))
+    logits, labels = member_logits(model, images), images.labels  # (M, N, C)
+    given: dict[str, Any] = {}
+    if getattr(fuser, "wants_features", False):
+        given["features"] = take(trunk_features(model, images), slice(None), model.device)
+    told = fuser.fit(logits.to(model.device), labels.to(model.device), **given)
     model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
     if told:
         model.recipe["fitted"] = dict(told)

@@ -12,6 +12,7 @@ import typer
 
 from zoo.cli import output
 from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
+from zoo.cli.caching import cache
 from zoo.cli.fusing import fuse, merge
 from zoo.errors import ZooError
 from zoo.names import suggest
@@ -124,6 +125,9 @@ def transfer(
         str | None, typer.Option(help="Put this one in place of every other: relu, …")] = None,
     augment: Annotated[str | None, typer.Option(
         help="basic, a timm policy such as rand-m9-n2, or '{hflip: 0.5}'.")] = None,
+    views: Annotated[int | None, typer.Option(
+        help="Variants of each image for a frozen network, seen once each; new ones in every "
+             "epoch by default.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Epochs without improvement before it stops.")] = None,
     clip_grad: Annotated[float | None, typer.Option(help="Largest norm of a gradient.")] = None,
@@ -153,7 +157,7 @@ def transfer(
         epochs=epochs, lr=lr, batch_size=batch_size, optimizer=optimizer,
         weight_decay=weight_decay, schedule=schedule, warmup_epochs=warmup_epochs, loss=loss,
         label_smoothing=label_smoothing, activation=activation,
-        augment=None if augment is None else value(augment), patience=patience,
+        augment=None if augment is None else value(augment), views=views, patience=patience,
         clip_grad=clip_grad, precision=precision, workers=workers, seed=seed,
         checkpoint=checkpoint, **options)
     zoo.save(trained, out)
@@ -255,6 +259,9 @@ def new_plugin(
     from zoo.scaffold import new_plugin
 
     output.started(new_plugin(namespace, out), canonical_namespace(namespace))
+
+
+app.add_typer(cache, name="cache")
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from zoo.specs import AnySpec, described
 
 if TYPE_CHECKING:
     from zoo.assembly import Plan
+    from zoo.cache.kept import KeptFile
     from zoo.discovery import Plugin
     from zoo.evaluation import Evaluation
     from zoo.known import KnownPlugin
@@ -223,6 +225,49 @@ def report(finished: Run, json: bool) -> None:
     print(verdict(finished.report))
     print(f"report: {finished.out / 'report.md'}, {finished.out / 'report.json'}; "
           f"fused model: {finished.out / finished.report['recipe']['save']}")
+
+
+def cached(files: Sequence[KeptFile], others: tuple[int, int], most: int, json: bool) -> None:
+    total = sum(each.size for each in files)
+    if json:
+        told = ("model", "images", "data", "shape", "dtype")
+        _json({"limit": most, "total": total, "other_files": others[0], "other_bytes": others[1],
+               "entries": [{"file": str(each.file), "bytes": each.size, "used": each.used,
+                            **{name: each.about.get(name, "") for name in told}}
+                           for each in files]})
+        return
+    if files:
+        _table(("model", "data", "gives", "size", "last used"),
+               [(each.about.get("model", "?"),
+                 f"{each.about.get('images', '?')} images, {each.about.get('data', '?')[:8]}",
+                 each.about.get("shape", "?"), _bytes(each.size), _ago(each.used))
+                for each in files])
+    print(f"features: {len(files)} kept, {_bytes(total)} of {_bytes(most)}\n"
+          f"other files (names, catalogues, settings): {others[0]}, {_bytes(others[1])}")
+
+
+def cleared(count: int, size: int) -> None:
+    print(f"deleted {count} {'file' if count == 1 else 'files'}, {_bytes(size)}")
+
+
+def limited(size: int) -> None:
+    print(f"at most {_bytes(size)} of features are kept")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _ago(when: float) -> str:
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"
 
 
 def _json(value: Any) -> None:

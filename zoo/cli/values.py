@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from zoo.cache.kept import parse_size
 from zoo.errors import OptionError
 from zoo.options import options_of
 from zoo.specs import Spec
@@ -67,11 +68,18 @@ def split_options(
 
 def size(text: str) -> int:
     """`2GB`, `500MB`, `64KB` or a number, in bytes; 1 KB is 1,000 bytes, 1 KiB is 1,024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def duration(text: str) -> float:
+    """`7d`, `12h`, `30m` or `45s`, in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([dhms])", text.strip(), re.IGNORECASE)
     if not match:
-        raise typer.BadParameter(f"{text!r} is no size; write 2GB, 500MB or a number of bytes")
-    step = 1024 if match[3] else 1000
-    return int(float(match[1]) * step ** " KMGT".index(match[2].upper() or " "))
+        raise typer.BadParameter(f"{text!r} is no length of time; write 7d, 12h or 30m")
+    return float(match[1]) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[match[2].lower()]
 
 
 def searched(given: Sequence[str]) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         """Whether a batch costs a copy only, and no reading or decoding."""
         return isinstance(self._images, Tensor)
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the fingerprint is of some of the images only: other images may have the same."""
+        return bool(getattr(self._images, "sampled", False))
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -41,6 +41,7 @@ class _Parts:
 
     def __init__(self, parts: Sequence[ImageData]) -> None:
         self.parts = parts
+        self.sampled = any(part.sampled for part in parts)
         self.ends = list(itertools.accumulate(len(part) for part in parts))
         samples = [part[0][0] for part in parts]  # (C, H, W) each
         self.shapes = {sample.shape for sample in samples}

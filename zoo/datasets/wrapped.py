@@ -29,6 +29,8 @@ _BASIC = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 class Items:
     """A Source over a random-access data set whose items are (image, label) or images."""
 
+    sampled = True  # `states` reads no more than _SAMPLED of them
+
     def __init__(self, dataset: Dataset[Any], size: int | None, labels: Tensor | None) -> None:
         self.dataset, self.size, self.labels = dataset, size, labels
 

@@ -33,6 +33,20 @@ def depths(keys: Iterable[str]) -> dict[str, float]:
             for key, layer in layer_of.items()}
 
 
+def blocks(keys: Iterable[str]) -> tuple[dict[str, int], int]:
+    """The number of each tensor's block, from 0, and how many blocks there are. What comes before
+    the first is in it; what comes after the last has a number of its own.
+
+    >>> blocks(["conv1.weight", "layer1.0.w", "layer1.1.w", "layer2.0.w", "fc.bias"])
+    ({'conv1.weight': 0, 'layer1.0.w': 0, 'layer1.1.w': 1, 'layer2.0.w': 2, 'fc.bias': 3}, 3)
+    """
+    layer_of = {key: _layer(key) for key in keys}
+    layers = sorted({layer for layer in layer_of.values() if layer})
+    place = {layer: number for number, layer in enumerate(layers)}
+    return {key: place[layer] if layer else len(layers) if _is_after(key) else 0
+            for key, layer in layer_of.items()}, len(layers)
+
+
 def _layer(key: str) -> tuple[tuple[int, str], ...]:
     """What a layer's tensors share, in sorting order: the parts of the key up to its last row of
     layers, `layer1.0` of `layer1.0.downsample.0.weight`; () outside of all rows."""

@@ -105,6 +105,7 @@ class Transfer(_Open):
     label_smoothing: NotNegative | None = None
     activation: str | None = None
     augment: str | dict[str, Any] | None = None
+    views: OneOrMore | None = None
     patience: OneOrMore | None = None
     clip_grad: Positive | None = None
     precision: str | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -32,7 +35,8 @@ def augmented(data: ImageData, policy: Policy, size: int, seed: Sequence[int]) -
 
     Raises OptionError when timm cannot do it.
     """
-    return _Augmented(data, transform(policy, size), tuple(seed))
+    about = json.dumps([policy, size, list(seed), timm.__version__], sort_keys=True)
+    return _Augmented(data, transform(policy, size), tuple(seed), about)
 
 
 def transform(policy: Policy, size: int) -> Callable[[Image.Image], Any]:
@@ -60,16 +64,23 @@ def transform(policy: Policy, size: int) -> Callable[[Image.Image], Any]:
 
 class _Augmented(ImageData):
     def __init__(
-        self, data: ImageData, change: Callable[[Image.Image], Any], seed: tuple[int, ...]
+        self, data: ImageData, change: Callable[[Image.Image], Any], seed: tuple[int, ...],
+        about: str,
     ) -> None:
         self.__dict__.update(copy.copy(data).__dict__)
         self.data = data
         self.change = change
         self.seed = seed
+        self.about = about
 
     @property
     def in_memory(self) -> bool:
         return False
+
+    def fingerprint(self) -> str:
+        data = self.data if self.labels is not None else self.data.without_labels()
+        told = f"{data.fingerprint()} {self.about}".encode()
+        return hashlib.blake2b(told, digest_size=16).hexdigest()
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.data.batch(indices)

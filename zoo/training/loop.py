@@ -20,6 +20,7 @@ from zoo.measures import measure
 from zoo.model import Model
 from zoo.progress import task
 from zoo.training.checkpoints import Checkpoint, Kept
+from zoo.training.cutting import Cut
 from zoo.training.settings import Settings, make_optimizer, make_scheduler
 from zoo.training.streams import Stream
 from zoo.transfers.objective import Phase
@@ -110,7 +111,7 @@ class Loop:
         with task(label, self.stream.images, "images") as advance:
             for step, batch in enumerate(self.stream.epoch(epoch, self.number)):
                 batch.progress = self.done + self.share * (epoch + step / steps) / self.epochs
-                with self._autocast():
+                with self._autocast(), self.stream.entering():
                     loss = objective(batch)
                 optimizer.zero_grad()
                 loss.backward()
@@ -161,11 +162,12 @@ class Judge:
     """Accuracy and NLL on the validation data after an epoch."""
 
     def __init__(
-        self, model: Model, data: ImageData | None, settings: Settings, *, frozen: bool
+        self, model: Model, data: ImageData | None, settings: Settings, *, frozen: bool,
+        cut: Cut | None = None,
     ) -> None:
         self.model = model
         self.stream = None if data is None else Stream(
-            model, data, settings, frozen=frozen, shuffled=False)
+            model, data, settings, frozen=frozen, cut=cut, shuffled=False)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
@@ -177,7 +179,8 @@ class Judge:
                 if batch.features is not None:
                     logits.append(self.model.classify(self.model.join(batch.features)))
                 else:
-                    logits.append(self.model(batch.images))
+                    with self.stream.entering():
+                        logits.append(self.model(batch.images))
         measured = measure(torch.cat(logits), self.stream.labels, self.model.classes)
         return {"val_accuracy": measured["accuracy"], "val_nll": measured["nll"]}
 

@@ -41,6 +41,7 @@ class Settings:
     precision: str = "float32"
     workers: int = 0
     seed: int = 0
+    views: int | None = None
 
     def check(self, image_size: int, *, validated: bool) -> None:
         """Raise OptionError for the first setting that cannot be used.
@@ -48,7 +49,7 @@ class Settings:
         image_size: of the images that an augmentation gives. validated: there is validation data.
         """
         for name, least in (("epochs", 1), ("batch_size", 1), ("warmup_epochs", 0),
-                            ("workers", 0), ("seed", 0), ("patience", 1)):
+                            ("workers", 0), ("seed", 0), ("patience", 1), ("views", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise _wrong(name, value, f"a whole number, {least} or more")
@@ -63,6 +64,9 @@ class Settings:
         if self.patience is not None and not validated:
             raise OptionError("transfer", "patience waits for an improvement on validation data, "
                               "and there are none; pass val=")
+        if self.views is not None and self.augment is None:
+            raise OptionError("transfer", "views are of augmented images; pass augment=, or leave "
+                              "views out")
         if resolve_dtype(self.precision) not in (torch.float32, torch.bfloat16):
             raise _wrong("precision", self.precision, "float32 or bfloat16")
         criterion(self.loss, self.label_smoothing)

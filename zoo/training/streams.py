@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from zoo.datasets import NO_LABEL, Batches, ImageData, index_batches, to_unit
 from zoo.errors import DataError, TrainingError
-from zoo.features import Features, can_hold, extract, take, trunk_features
+from zoo.features import Features, Given, can_hold, given_once, take, trunk_features
 from zoo.model import Model
 from zoo.training.augmentation import augmented
+from zoo.training.cutting import Cut
 from zoo.training.settings import Settings
 from zoo.transfers.objective import Batch, Taught
 
@@ -21,7 +23,9 @@ class Stream:
     """The same data epoch after epoch, in an order that depends on (seed, epoch) alone.
 
     frozen: the model's trunk does not change, so its features are computed here, once, where there
-    is room for them. Without augmentation the teachers' are too. matched: the teachers' logits are
+    is room for them; cut: where its partly frozen networks are entered, so that what they give up
+    to there is computed once in the same way. The teachers' answers are too. With augmentation all
+    of this is for each of the settings' `views`, if it has any. matched: the teachers' logits are
     put into the order of the model's classes. rank, world: of several processes, which take turns
     at the batches; without `shuffled` each has them all.
     """
@@ -31,8 +35,8 @@ class Stream:
 
     def __init__(
         self, model: Model, data: ImageData, settings: Settings, target: ImageData | None = None,
-        teachers: Sequence[Model] = (), *, frozen: bool = False, shuffled: bool = True,
-        matched: bool = True, rank: int = 0, world: int = 1,
+        teachers: Sequence[Model] = (), *, frozen: bool = False, cut: Cut | None = None,
+        shuffled: bool = True, matched: bool = True, rank: int = 0, world: int = 1,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -47,12 +51,21 @@ class Stream:
                         for teacher in teachers]
         self.size = max(each.image_size for each in (model, *teachers))
         self.augments = shuffled and settings.augment is not None
+        copies = (settings.views if self.augments else None) or 1
+        self.frozen = frozen and can_hold(model, self.data, copies)
+        # Target images go through the same networks, and these have nothing kept of them.
+        self.cut = cut if cut and target is None and cut.fits(self.data, copies) else None
+        # How many views of the images the epochs take in turn; None is a new one in each.
+        self.views: int | None = 1
+        if self.augments:
+            self.views = settings.views if self.frozen or self.cut else None
         self.features: Features | None = None
+        self.outputs: Features | None = None  # of the frozen layers, up to the cut
         self.taught: list[Features] | None = None
+        self._kept: dict[int, tuple[Features | None, Features | None, list[Features]]] = {}
+        self._entered: Features | None = None
         if not self.augments:
-            if frozen and can_hold(model, self.data):
-                self.features = trunk_features(model, self.data, workers=settings.workers)
-            self.taught = [_computed_once(teacher, self.data, settings) for teacher in teachers]
+            self._turn_to(0)
         batches = len(self._order(0))
         self.steps = batches // world if shuffled else batches
         if self.steps == 0:
@@ -68,10 +81,14 @@ class Stream:
         if self.shuffled:
             order = order[self.rank::self.world][:self.steps]
         device = self.model.device
+        view = number
+        if self.views is not None:
+            view = epoch % self.views
+            self._turn_to(view)
         targets = itertools.repeat(None) if self.target is None else self._targets(number)
         images: Iterator[Tensor | None] = itertools.repeat(None)
-        if self.features is None:
-            images = self._images(self._augmented(self.data, number), order)
+        if self.features is None and not (self.outputs and self.cut and self.cut.whole):
+            images = self._images(self._augmented(self.data, view), order)
         for indices, pixels, unlabelled in zip(order, images, targets, strict=False):
             rows = torch.as_tensor(indices)
             batch = Batch(labels=self.labels[rows].to(device, non_blocking=True))
@@ -79,6 +96,10 @@ class Stream:
                 batch.images = to_unit(pixels.to(device, non_blocking=True))
             if self.features is not None:
                 batch.features = take(self.features, rows, device)
+            if self.outputs is not None:
+                self._entered = take(self.outputs, rows, device)
+                if batch.images is None:
+                    batch.images = self._blank(len(rows))
             if unlabelled is not None:
                 batch.unlabelled = to_unit(unlabelled.to(device, non_blocking=True))
             if self.teachers:
@@ -94,6 +115,29 @@ class Stream:
             if self.taught is None:
                 images = to_unit(self.data.batch(indices)[0].to(self.model.device))
             yield self._taught(torch.as_tensor(indices), images)
+
+    def entering(self) -> AbstractContextManager[object]:
+        """While the model is asked about the batch that came last: its partly frozen networks begin
+        where they are cut."""
+        if self.cut is None or self._entered is None:
+            return nullcontext()
+        return self.cut.entered(self._entered)
+
+    def _turn_to(self, view: int) -> None:
+        """Have at hand what is computed once, of the data or of one view of them."""
+        if view not in self._kept:
+            data = self._augmented(self.data, view)
+            workers = self.settings.workers
+            self._kept[view] = (
+                trunk_features(self.model, data, workers=workers) if self.frozen else None,
+                self.cut.outputs(data, workers) if self.cut else None,
+                [_computed_once(teacher, data, self.settings) for teacher in self.teachers])
+        self.features, self.outputs, self.taught = self._kept[view]
+
+    def _blank(self, count: int) -> Tensor:
+        """Images that nobody looks at."""
+        side = self.model.image_size
+        return torch.zeros(1, device=self.model.device).expand(count, 3, side, side)
 
     def _order(self, epoch: int) -> list[list[int]]:
         size = self.settings.batch_size
@@ -153,8 +197,11 @@ def _computed_once(teacher: Model, data: ImageData, settings: Settings) -> Featu
     less room."""
     if _is_joined_here(teacher):
         return trunk_features(teacher, data, workers=settings.workers)
-    return extract(teacher, data, lambda x: _answer(teacher, x), description="teacher",
-                   workers=settings.workers)
+    answers = Given(teacher.name, [teacher.describe(), "answers"], teacher.state_dict(),
+                    lambda images: torch.cat(_answer(teacher, images), dim=1))
+    (both,) = given_once(teacher, data, [answers], description="teacher",
+                         workers=settings.workers)
+    return both[:, :teacher.dim], both[:, teacher.dim:]
 
 
 def _is_joined_here(teacher: Model) -> bool:

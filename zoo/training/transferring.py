@@ -27,6 +27,7 @@ from zoo.registry import find, load
 from zoo.specs import TransferSpec
 from zoo.tensors.digest import digest
 from zoo.training.checkpoints import Checkpoint
+from zoo.training.cutting import Cut, find_cut
 from zoo.training.loop import Judge, Loop, Transferred
 from zoo.training.loop import seed as set_seed
 from zoo.training.losses import criterion
@@ -56,6 +57,7 @@ def transfer(
     label_smoothing: float = 0.0,
     activation: str | None = None,
     augment: str | Mapping[str, Any] | None = None,
+    views: int | None = None,
     patience: int | None = None,
     clip_grad: float | None = None,
     precision: str = "float32",
@@ -83,7 +85,9 @@ def transfer(
         quarters) or poly. loss: cross_entropy, focal or bce. activation: put this one in place of
         every other (`relu`).
     augment: `"basic"` for random crops and flips, a timm policy (`"rand-m9-n2"`), or a mapping of
-        timm.data.create_transform's arguments. patience: epochs without improvement before it
+        timm.data.create_transform's arguments. views: how many variants of each image there are
+        for a frozen network, which sees each once; epoch after epoch takes its turn with one of
+        them. By default every epoch has new ones. patience: epochs without improvement before it
         stops. clip_grad: largest norm of the gradient. precision: float32 or bfloat16. workers:
         processes that decode images. seed: 0 to 2³² - 1.
     checkpoint: a folder that keeps the last whole epoch; an interrupted run goes on from it.
@@ -100,7 +104,7 @@ def transfer(
             "build it first: model = zoo.backbone(name, pretrained=True)")
     settings = Settings(epochs, lr, batch_size, optimizer, weight_decay, schedule, warmup_epochs,
                         loss, label_smoothing, augment, patience, clip_grad, precision, workers,
-                        seed)
+                        seed, views)
     settings.check(model.image_size, validated=val is not None)
     spec = find(method, TransferSpec)
     values = checked(spec, options)
@@ -140,6 +144,7 @@ def _train(
     """Run the phases one after another, from wherever an earlier run stopped."""
     model = result.model
     lengths = _lengths(result.method, phases, settings.epochs)
+    _want_views(result, phases, settings)
     checkpoint.restore_model(model, result.history)
     state = PartialState()
     for number, (phase, epochs) in enumerate(zip(phases, lengths, strict=True)):
@@ -147,16 +152,47 @@ def _train(
             continue
         objective = phase.objective
         objective.choose_trained()
-        frozen = not objective.trunk and not objective.needs_images and model.splits
-        stream = Stream(model, train_set, settings, target_set, teachers, frozen=frozen,
+        frozen = _is_frozen(phase, model)
+        partly = bool(objective.frozen) and not objective.needs_images
+        cut = find_cut(objective, train_set) if partly else None
+        stream = Stream(model, train_set, settings, target_set, teachers, frozen=frozen, cut=cut,
                         matched=objective.reads_logits,
                         rank=state.process_index, world=state.num_processes)
+        if partly:
+            result.notes.append(_about_cut(cut, stream))
         objective.begin(stream.everything_taught())
-        judge = Judge(model, val_set, settings, frozen=stream.features is not None)
+        judge = Judge(model, val_set, settings, cut=cut,
+                      frozen=frozen and (stream.frozen or stream.augments))
         run = Loop(result, phase, number, epochs, stream, judge, settings,
                      done=sum(lengths[:number]) / sum(lengths), share=epochs / sum(lengths))
         run.fit(checkpoint)
     checkpoint.finish()
+
+
+def _is_frozen(phase: Phase, model: Model) -> bool:
+    """Whether a phase asks no more of the networks than their features, and leaves them alone."""
+    return not phase.objective.trunk and not phase.objective.needs_images and model.splits
+
+
+def _want_views(result: Transferred, phases: Sequence[Phase], settings: Settings) -> None:
+    if settings.views is not None and not any(
+            _is_frozen(phase, result.model) or phase.objective.frozen for phase in phases):
+        raise OptionError(result.method, "views are for frozen networks, and this trains them; "
+                          "leave views out, freeze a part of them or use linear_probe")
+
+
+def _about_cut(cut: Cut | None, stream: Stream) -> str:
+    """What became of the layers that are frozen."""
+    if cut is None:
+        return ("the frozen layers are run in every epoch: before them or beside them something "
+                "trains")
+    if stream.cut is None:
+        return ("the frozen layers are run in every epoch: there is no room for what they give "
+                f"({cut})")
+    if stream.views is None:
+        return ("the frozen layers are run in every epoch, on images that are augmented anew; "
+                "with views= they would be run on so many variants alone")
+    return f"the frozen layers were run once, up to {cut}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from zoo.errors import OptionError
 from zoo.model import Model
+from zoo.transfers.freezing import frozen_parameters
 from zoo.transfers.objective import Batch, Criterion, Norms, Objective, want_split
 
 
@@ -22,19 +23,24 @@ def finetune(
     teachers: Sequence[Model] = (),
     norms: Norms = "auto",
     hint: float = 1.0,
+    freeze: int | str | list[str] | None = None,
 ) -> Objective:
-    """Train every parameter.
+    """Train every parameter, but those that are frozen.
 
     Options:
         norms: batch norm in the members: train it, keep it frozen, or (auto) frozen if pretrained
         hint: weight, 0 or more, of the distance to the teachers' features when there are teachers
+        freeze: so many leading blocks of each network, or parts of it by name or pattern; without
+            augmentation they are run over the data once
     """
+    frozen = frozen_parameters("zoo/finetune", model, freeze)
     if not teachers:
-        return Objective(model, criterion, norms=norms)
+        return Objective(model, criterion, norms=norms, frozen=frozen)
     if hint < 0:
         raise OptionError("zoo/finetune", f"the option 'hint' is {hint}, expected 0 or more")
     want_split("zoo/finetune", model)
-    return Hinted(model, criterion, [teacher.dim for teacher in teachers], norms=norms, hint=hint)
+    return Hinted(model, criterion, [teacher.dim for teacher in teachers], norms=norms, hint=hint,
+                  frozen=frozen)
 
 
 class Hinted(Objective):
@@ -45,9 +51,9 @@ class Hinted(Objective):
 
     def __init__(
         self, model: Model, criterion: Criterion, teacher_dims: Sequence[int], *, norms: Norms,
-        hint: float,
+        hint: float, frozen: Sequence[nn.Parameter] = (),
     ) -> None:
-        super().__init__(model, criterion, norms=norms)
+        super().__init__(model, criterion, norms=norms, frozen=frozen)
         self.hint = hint
         self.regressors = nn.ModuleList(nn.Linear(model.dim, dim) for dim in teacher_dims)
 

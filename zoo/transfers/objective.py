@@ -58,23 +58,29 @@ class Objective(nn.Module):
         keeps those of pretrained members.
     reads_logits: whether the loss reads the teachers' logits. They are then those of the model's
         classes, which every teacher must have; without it teachers may have any.
+    frozen: parameters of the trunk that stay as they are while the others train. Layers of which
+        all are frozen work as in evaluation; where nothing before them trains, they are run once.
     """
 
     needs_images = False
     reads_logits = True
 
     def __init__(
-        self, model: Model, criterion: Criterion, *, trunk: bool = True, norms: Norms = "auto"
+        self, model: Model, criterion: Criterion, *, trunk: bool = True, norms: Norms = "auto",
+        frozen: Sequence[nn.Parameter] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
         self.trunk = trunk
         self.norms = norms
+        self.frozen = list(frozen)
 
     def choose_trained(self) -> None:
         """Mark the model's parameters that train in this phase; called before it begins."""
         self.model.requires_grad_(self.trunk)
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
         for parameter in self.model.head_parameters():
             parameter.requires_grad_(True)
 
@@ -112,6 +118,11 @@ class Objective(nn.Module):
                 for module in member.modules():
                     if isinstance(module, _BatchNorm):
                         module.eval()
+        frozen = {id(parameter) for parameter in self.frozen}
+        for module in self.model.modules() if frozen else ():
+            own = [id(parameter) for parameter in module.parameters()]
+            if own and frozen.issuperset(own):
+                module.eval()
         return self
 
     def freezes_norms(self, member: Member) -> bool:
