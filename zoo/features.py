@@ -126,7 +126,7 @@ def _key(member: Member, images: str) -> tuple[str, ...]:
             del state[key]
         built = {**member.blueprint.as_dict(), "num_classes": None} if member.blueprint else {}
     told = json.dumps([built, member.preprocessing.as_dict() if member.preprocessing else None,
-                       member.gives])
+                       member.giving])
     return digest(state), told, next(member.net.parameters()).device.type, images
 
 

@@ -35,7 +35,8 @@ from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
 
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
-UNDERSTOOD: frozenset[str] = frozenset({"gives"})
+# "layers": it gives those of chosen layers, or pooled in a chosen way.
+UNDERSTOOD: frozenset[str] = frozenset({"gives", "layers"})
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -63,7 +64,8 @@ def save(
     described = {
         "format": FORMAT,
         "requires": [] if timm else _requirements(model),
-        "must_understand": ["gives"] if model.unpooled else [],
+        "must_understand": [
+            *(["gives"] if model.unpooled else []), *(["layers"] if model.chooses else [])],
         "model": model.describe(),
     }
     with atomic_folder(folder, _is_only_a_model) as fresh:

@@ -44,14 +44,14 @@ class Moe(nn.Module):
         self.out_features = hidden
         self.k = count if k is None else k
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
-        self.experts = nn.ModuleList(
-            nn.ModuleList(_expert(dim, hidden) for _ in range(experts)) for dim in dims)
+        self.sees = [member for member in range(len(dims)) for _ in range(experts)]
+        self.experts = nn.ModuleList(_expert(dims[member], hidden) for member in self.sees)
         self.gate = nn.Linear(sum(dims), count, bias=False)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         normed = [norm(one) for norm, one in zip(self.norms, features, strict=True)]
-        said = torch.stack([expert(one) for own, one in zip(self.experts, normed, strict=True)
-                            for expert in own], 1)  # (B, E, hidden)
+        said = torch.stack([expert(normed[member]) for expert, member
+                            in zip(self.experts, self.sees, strict=True)], 1)  # (B, E, hidden)
         scores, chosen = self.gate(torch.cat(normed, 1)).topk(self.k, 1)  # (B, k)
         spoken = said.gather(1, chosen[:, :, None].expand(-1, -1, said.shape[2]))
         mixed: Tensor = (scores.softmax(1)[:, :, None] * spoken).sum(1)

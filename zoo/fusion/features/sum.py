@@ -37,4 +37,5 @@ class Sum(nn.Module):
                                  in zip(self.projections, features, strict=True)], 2)
         # A mean of M like members is √M times narrower than one; the head should not see that.
         weights = self.weights.softmax(0) * len(self.weights) ** 0.5
-        return projected @ weights.to(projected.dtype)  # (B, hidden, M) to (B, hidden)
+        added: Tensor = projected @ weights.to(projected.dtype)  # (B, hidden, M) to (B, hidden)
+        return added
