@@ -13,7 +13,7 @@ from zoo.errors import OptionError
 
 class Moe(nn.Module):
     """Σₑ gₑ Eₑ(zₑ) over experts that see one member each, with the gates g = softmax of the k
-    largest of W[z₁, z₂, …], which sees all of them; the other gates are zero.
+    largest of W[z₁, z₂, …] / √ΣDᵢ, which sees all of them; the other gates are zero.
 
     An expert is a hidden layer with ReLU and a linear one, as in the paper. All are computed for
     every image: k chooses who speaks, and saves no time. The paper's noise on the gates and its
@@ -52,7 +52,9 @@ class Moe(nn.Module):
         normed = [norm(one) for norm, one in zip(self.norms, features, strict=True)]
         said = torch.stack([expert(normed[member]) for expert, member
                             in zip(self.experts, self.sees, strict=True)], 1)  # (B, E, hidden)
-        scores, chosen = self.gate(torch.cat(normed, 1)).topk(self.k, 1)  # (B, k)
+        z = torch.cat(normed, 1)
+        # As in attention: of so many features at once the gates would move faster than the experts.
+        scores, chosen = (self.gate(z) / z.shape[1] ** 0.5).topk(self.k, 1)  # (B, k)
         spoken = said.gather(1, chosen[:, :, None].expand(-1, -1, said.shape[2]))
         mixed: Tensor = (scores.softmax(1)[:, :, None] * spoken).sum(1)
         return mixed  # (B, hidden)
