@@ -15,12 +15,13 @@ from torch.nn import functional
 import zoo
 from zoo import features
 from zoo.backbones import Preprocessing
+from zoo.blueprints import Blueprint
 from zoo.building import member_of
 from zoo.cli import main
 from zoo.datasets import ImageData
 from zoo.errors import FormatError, FusionError, OptionError, RecipeError
 from zoo.fusion.specs import SPECS
-from zoo.model import Blueprint, Model
+from zoo.model import Model
 from zoo.store import network
 
 STRATEGIES = [spec.name for spec in SPECS if spec.kind == "features"]

@@ -252,12 +252,6 @@ class Model(nn.Module):
                    for module in self.modules() if isinstance(module, Member))
 
     @property
-    def chooses(self) -> bool:
-        """Whether any member, or one inside it, gives what its layers or pool were chosen for."""
-        return any(bool(module.layers or module.pool) for module in self.modules()
-                   if isinstance(module, Member))
-
-    @property
     def splits(self) -> bool:
         """Whether the logits are `classify` of the members' features joined, so that features that
         were computed once can stand for the images."""
