@@ -143,3 +143,19 @@ def test_wrong_options_say_what_is_right() -> None:
         Attention(DIMS, hidden=10)
     with pytest.raises(OptionError, match=r"aff: hidden is 8 and reduction 9, expected positive"):
         Aff(DIMS, hidden=8, reduction=9)
+
+
+def test_only_the_k_best_experts_speak() -> None:
+    module, given = built("moe", k=1, hidden=4), features("moe")
+    normed = [norm(one) for norm, one in zip(module.norms, given, strict=True)]
+    best = module.gate(torch.cat(normed, 1)).argmax(1)
+    expected = torch.stack([module.experts[expert](normed[expert])[row]
+                            for row, expert in enumerate(best.tolist())])
+    torch.testing.assert_close(module(given), expected)
+    with pytest.raises(OptionError, match=r"moe: k is 4, expected 1 to 3, the experts of all"):
+        built("moe", k=4)
+
+
+def test_bilinear_features_have_one_length() -> None:
+    out = built("bilinear", hidden=16)(features("bilinear"))
+    torch.testing.assert_close(out.norm(dim=1), torch.full((4,), 4.0))

@@ -81,13 +81,13 @@ def measure_features(member: Member) -> None:
 
 @torch.no_grad()
 def measure_given(member: Member, given: str) -> None:
-    """Let a member give tokens or maps from now on, and measure their D. Raises ZooError where it
-    has no maps."""
+    """Let a member give vectors, tokens or maps from now on, of its layers and by its pool, and
+    measure their D. Raises ZooError where it has none."""
     member.gives = given
     member.eval()
     blank = torch.zeros(1, member.in_chans, member.size, member.size,
                         device=next(member.parameters()).device)
-    member.dim = int(member.features(blank).shape[1 if given == "maps" else 2])
+    member.dim = int(member.features(blank).shape[2 if given == "tokens" else 1])
 
 
 def build_fuser(

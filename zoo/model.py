@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
+from zoo.backbones.layers import chosen
 from zoo.backbones.pixels import as_channels, want_images
 from zoo.backbones.semantics import (
     classifier_parameters,
@@ -37,7 +38,8 @@ class Member(nn.Module):
     net: timm's semantics, or a whole Model. name: what it was built from. classes: what its own
     logits count. dim: D of what it gives. splits: whether its logits are its classifier's
     answer to its pooled features; a few networks have more in between. gives: what a fusion gets of
-    it, `"vectors"` (pooled features), `"tokens"` or `"maps"`.
+    it, `"vectors"` (pooled features), `"tokens"` or `"maps"`. layers, pool: of which layers, and
+    how pooled; by default of what comes before the network's own pooling, and by that.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Member(nn.Module):
         dim: int,
         splits: bool = True,
         gives: str = "vectors",
+        layers: Sequence[str] = (),
+        pool: str | None = None,
         preprocessing: Preprocessing | None = None,
         blueprint: Blueprint | None = None,
         norms: str = "frozen",
@@ -61,6 +65,8 @@ class Member(nn.Module):
         self.dim = dim
         self.splits = splits
         self.gives = gives
+        self.layers = tuple(layers)
+        self.pool = pool
         self.preprocessing = preprocessing
         self.blueprint = blueprint
         self.norms = norms
@@ -76,6 +82,11 @@ class Member(nn.Module):
         if isinstance(self.net, Model):
             return self.net.in_chans
         return self.blueprint.in_chans if self.blueprint else 3
+
+    @property
+    def giving(self) -> dict[str, Any]:
+        """All that says which features a fusion gets of the network, as JSON values."""
+        return {"gives": self.gives, "layers": list(self.layers), "pool": self.pool}
 
     @property
     def size(self) -> int:
@@ -109,8 +120,11 @@ class Member(nn.Module):
                 raise ZooError("it is a fused model and gives one vector")
             embedding = self.net.embed(images)
             return embedding[:, None] if self.gives == "tokens" else embedding
+        x = self.prepare(images)
+        if self.layers or self.pool:
+            return chosen(self.net, x, self.gives, self.layers, self.pool)
         give = {"vectors": pooled_features, "tokens": tokens, "maps": maps}[self.gives]
-        return give(self.net, self.prepare(images))
+        return give(self.net, x)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [B, classes] of pooled features [B, D]. Raises ZooError where there is more
@@ -232,10 +246,10 @@ class Model(nn.Module):
 
     @property
     def unpooled(self) -> bool:
-        """Whether any member, or one inside it, gives tokens or maps; what its network does with
-        them afterwards is then idle."""
-        return any(module.gives != "vectors" for module in self.modules()
-                   if isinstance(module, Member))
+        """Whether any member, or one inside it, gives tokens, maps or layers; what its network does
+        with them afterwards is then idle."""
+        return any(module.gives != "vectors" or module.layers or module.pool
+                   for module in self.modules() if isinstance(module, Member))
 
     @property
     def splits(self) -> bool:
@@ -372,7 +386,7 @@ class Model(nn.Module):
 def _describe(member: Member) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": member.name, "classes": list(member.classes), "dim": member.dim,
-        "splits": member.splits, "gives": member.gives, "norms": member.norms,
+        "splits": member.splits, **member.giving, "norms": member.norms,
         "source": member.source,
     }
     if isinstance(member.net, Model):

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 
+from zoo.assembly.choosing import Layer, Pool, choices_of
 from zoo.assembly.given import Norms, opened
 from zoo.assembly.members import (
     asked_classes,
@@ -46,6 +47,8 @@ def fuse(
     weight: Weight | None = None,
     norms: Norms = "auto",
     search: Mapping[str, Any] | None = None,
+    layer: Layer | None = None,
+    pool: Pool | None = None,
     pretrained: bool = True,
     image_size: int | None = None,
     device: str | torch.device | None = None,
@@ -72,6 +75,11 @@ def fuse(
         list to try or a range to search: `{"density": [0.1, 0.2], "scale": "0.3..1.5"}` (or
         `(0.3, 1.5)`). The best member is a candidate too and wins where it is better; the recipe
         has all candidates with their scores.
+    layer: for a fusion of features: the layer whose output the members give, by its module's name
+        (`"layer3"`), or a list with an entry for each: a name, None for what comes before the
+        network's own pooling, or a list of names, whose outputs are put side by side.
+    pool: for a fusion of features: how a member's output becomes one vector, for all or a list:
+        `"avg"`, `"max"`, `"avgmax"`, `"gem"`, `"cls"` (the class token), None for the usual way.
     image_size: of the members that are names. device: by default that of the first member that is
         a model. seed: of all random numbers, apart from torch's own generator. options: the
         strategy's own.
@@ -84,6 +92,7 @@ def fuse(
     values = checked(spec, options) if space is None else {}
     _check_arguments(spec, members, base, weight, norms, image_size)
     names = asked_classes(spec.name, num_classes, classes)
+    choices = choices_of(spec, len(members), layer, pool)
     resolve_dtype(dtype)  # a misspelling is found before any work
     given = [member for member in members if isinstance(member, Model)]
     where = given[0].device if given and device is None else resolve_device(device)
@@ -106,9 +115,9 @@ def fuse(
                                          device=where, images=images, norms=norms)
             settle_norms(fused, norms, images)
         else:
-            fused = put_side_by_side(spec, models, chosen, values)
+            fused = put_side_by_side(spec, models, chosen, values, choices)
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
-        facts = {"report": report, "search": told}
+        facts = {"report": report, "search": told, "layer": layer, "pool": pool}
         fused.recipe |= {name: fact for name, fact in facts.items() if fact}
         fused.to(where)
         if hasattr(fused.fuser, "fit") and data is not None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zoo.assembly.choosing import Choice, choose
 from zoo.blueprints import Fusion
 from zoo.building import build_fuser, measure_given
 from zoo.datasets import load_data
@@ -17,14 +18,17 @@ from zoo.specs import FusionSpec
 
 
 def put_side_by_side(
-    spec: FusionSpec, models: Sequence[Model], classes: Sequence[str], values: Mapping[str, Any]
+    spec: FusionSpec, models: Sequence[Model], classes: Sequence[str], values: Mapping[str, Any],
+    choices: Sequence[Choice] = (),
 ) -> Model:
     """Copies of the models as members of one, with what joins their features or outputs, on the
-    CPU."""
+    CPU. choices: for a fusion of features, the layers and the pool of each member."""
     _want_common_images(spec, models)
     members = [_member(model, spec.kind) for model in models]
-    if spec.kind == "features" and spec.takes != "vectors":
-        for member in members:
+    for member, choice in zip(members, choices, strict=True) if choices else ():
+        choose(member, choice)
+    for member in members if spec.kind == "features" else ():
+        if spec.takes != "vectors" or member.layers or member.pool:
             _let_give(member, spec)
     fuser = build_fuser(spec, members, classes, values)
     fusion = Fusion(strategy=spec.name, kind=spec.kind, options=dict(values))
@@ -67,6 +71,8 @@ def _let_give(member: Member, spec: FusionSpec) -> None:
     try:
         measure_given(member, spec.takes)
     except ZooError as error:
+        if member.layers or member.pool:
+            raise FusionError(spec.name, f"of {member.name} {error}") from error
         raise FusionError(spec.name, f"it takes {spec.takes}, and {member.name} has none: {error}",
                           "'attention' (tokens), 'concat' and 'gated' (pooled features) take every "
                           "network") from error

@@ -16,19 +16,28 @@ from zoo.errors import ZooError
 
 def pooled_features(net: nn.Module, x: Tensor) -> Tensor:
     """Features [B, D] of a prepared batch [B, C, H, W], as the classifier gets them."""
-    return _pooled(net, _unpooled(net, x))
+    return _pooled(net, unpooled(net, x))
 
 
 def tokens(net: nn.Module, x: Tensor) -> Tensor:
     """Tokens [B, N, D] of a prepared batch [B, C, H, W], as they are before pooling: class and
     other prefix tokens first, then the patches; a convolutional network's positions row by row. Of
     a network that gives neither one sequence nor one grid, the pooled features as the one token."""
-    features = _unpooled(net, x)
-    if isinstance(features, Tensor) and features.ndim == 3:
-        return features
-    if isinstance(features, Tensor) and features.ndim == 4:
-        return _channels_first(net, features).flatten(2).transpose(1, 2)  # (B, H W, D)
+    features = unpooled(net, x)
+    if isinstance(features, Tensor) and features.ndim in (3, 4):
+        return as_tokens(net, features)
     return _pooled(net, features)[:, None]
+
+
+def as_tokens(net: nn.Module, features: Any) -> Tensor:
+    """A sequence [B, N, D], a grid, or one vector [B, D], as tokens [B, N, D]. Raises ZooError for
+    anything else."""
+    if not isinstance(features, Tensor) or not 2 <= features.ndim <= 4:
+        raise ZooError(f"it gives {_what(features)} there, expected a vector, tokens or maps")
+    if features.ndim == 2:
+        return features[:, None]
+    return features if features.ndim == 3 else (
+        _channels_first(net, features).flatten(2).transpose(1, 2))  # (B, H W, D)
 
 
 def maps(net: nn.Module, x: Tensor) -> Tensor:
@@ -37,13 +46,16 @@ def maps(net: nn.Module, x: Tensor) -> Tensor:
 
     Raises ZooError for a network that has no one grid.
     """
-    features = _unpooled(net, x)
+    return as_maps(net, x, unpooled(net, x))
+
+
+def as_maps(net: nn.Module, x: Tensor, features: Any) -> Tensor:
+    """A grid or a sequence [B, N, D] that the network made of x [B, C, H, W], as maps
+    [B, D, h, w]. Raises ZooError for anything else."""
     if isinstance(features, Tensor) and features.ndim == 4:
         return _channels_first(net, features)
     if not isinstance(features, Tensor) or features.ndim != 3:
-        sides = features.shape[1:] if isinstance(features, Tensor) else ()
-        what = f"[B, {', '.join(map(str, sides))}]" if sides else "several tensors"
-        raise ZooError(f"its features before pooling are {what}")
+        raise ZooError(f"its features before pooling are {_what(features)}")
     count = features.shape[1]
     declared = getattr(net, "num_prefix_tokens", None)
     # Networks that say nothing of their prefix have none, or a class token.
@@ -57,7 +69,10 @@ def maps(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def on_one_grid(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Maps [B, Dᵢ, hᵢ, wᵢ] at the finest height and width among them, resampled bilinearly."""
+    """Maps [B, Dᵢ, hᵢ, wᵢ] at the finest height and width among them, resampled bilinearly.
+
+    On that grid none loses detail: all are only ever enlarged, so that there is nothing to alias.
+    """
     finest = [max(one.shape[axis] for one in maps) for axis in (2, 3)]
     return [one if list(one.shape[2:]) == finest
             else functional.interpolate(one, finest, mode="bilinear") for one in maps]
@@ -95,9 +110,15 @@ def classifier_keys(net: nn.Module) -> tuple[str, ...]:
     return tuple(key for key, tensor in named if id(tensor) in own)
 
 
-def _unpooled(net: nn.Module, x: Tensor) -> Any:
-    """A tensor, or in a few networks a list of them."""
+def unpooled(net: nn.Module, x: Tensor) -> Any:
+    """The features of a prepared batch before pooling: a tensor, or in a few networks a list."""
     return cast(Any, net).forward_features(x)
+
+
+def _what(features: Any) -> str:
+    if not isinstance(features, Tensor):
+        return "several tensors"
+    return f"[B, {', '.join(map(str, features.shape[1:]))}]"
 
 
 def _pooled(net: nn.Module, features: Any) -> Tensor:
@@ -109,11 +130,26 @@ def _pooled(net: nn.Module, features: Any) -> Tensor:
 
 def _channels_first(net: nn.Module, features: Tensor) -> Tensor:
     """A grid with its channels in front. A network whose channels are last says so, as timm's do,
-    or its num_features fits that axis alone."""
+    or of the widths that it names one fits that axis alone, or none any and the rest is square."""
     layout = getattr(net, "output_fmt", None)
-    width = getattr(net, "num_features", None)
-    last = layout == "NHWC" if layout else width == features.shape[3] != features.shape[1]
+    widths = _widths(net)
+    first, middle, end = features.shape[1:]
+    if layout:
+        last = layout == "NHWC"
+    elif end in widths:
+        last = first not in widths and not first != middle == end  # 16 maps of 32 × 32
+    else:
+        last = bool(widths) and first not in widths and first == middle != end
     return features.permute(0, 3, 1, 2) if last else features
+
+
+def _widths(net: nn.Module) -> set[int]:
+    """The numbers of channels that a network says it has, at its end and at its depths."""
+    told: Any = getattr(net, "feature_info", None)
+    infos = getattr(told, "info", told)
+    named = [info.get("num_chs") for info in infos if isinstance(info, dict)] \
+        if isinstance(infos, (list, tuple)) else []
+    return {int(width) for width in (getattr(net, "num_features", None), *named) if width}
 
 
 def _grid(net: nn.Module, count: int, image: tuple[int, int]) -> tuple[int, int] | None:

@@ -35,6 +35,11 @@ def fuse(
     search: Annotated[list[str] | None, typer.Option(
         help="For a fusion of weights, an option to find on the data: scale=0.3..1.5 or "
              "'density=[0.1, 0.2]'; may be repeated.")] = None,
+    layer: Annotated[str | None, typer.Option(
+        help="For a fusion of features, what members give: layer3, '[layer3, null]' or "
+             "'[[layer2, layer3], blocks.4]'.")] = None,
+    pool: Annotated[str | None, typer.Option(
+        help="For a fusion of features: avg, max, avgmax, gem or cls, or '[avg, null]'.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of a new head.")] = None,
     image_size: ImageSize = None,
     pretrained: Annotated[
@@ -69,6 +74,7 @@ def fuse(
         base=None if base is None else output.reference(base), data=None if features else data,
         weight=None if weight is None else value(weight), norms=norms,  # type: ignore[arg-type]
         search=searched(search) if search else None,
+        layer=None if layer is None else value(layer), pool=None if pool is None else value(pool),
         num_classes=None if classes else num_classes, classes=classes, pretrained=pretrained,
         image_size=image_size, device=device, dtype=dtype, seed=seed, **options)
     if features and data:

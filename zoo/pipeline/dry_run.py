@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from zoo.assembly import backbone, fuse
+from zoo.assembly.choosing import choices_of
 from zoo.attacks import resolve_attack
+from zoo.backbones.layers import want_layers
 from zoo.building import build_net, without_weights
 from zoo.datasets import ImageData
 from zoo.errors import BadName, OptionError, PluginError, UnknownName, ZooError
@@ -193,19 +196,26 @@ def _wrong_values(recipe: Recipe) -> Iterator[Problem]:
             yield ("everything",), f"as a baseline, which has no teacher: {complaint}"
 
 
-def _build(recipe: Recipe, part: Backbone) -> None:
+def _build(recipe: Recipe, part: Backbone) -> nn.Module | None:
     spec = _look_up(recipe, part.backbone, BackboneSpec)
-    if spec:
-        options = checked(spec, part.options)
-        without_weights(lambda: build_net(spec, num_classes=2, pretrained=False, in_chans=3,
-                                          image_size=part.image_size, options=options))
+    if spec is None:
+        return None
+    options = checked(spec, part.options)
+    return without_weights(lambda: build_net(spec, num_classes=2, pretrained=False, in_chans=3,
+                                             image_size=part.image_size, options=options))
 
 
 def _fuse(recipe: Recipe) -> None:
     spec = find(recipe.fuse.strategy, FusionSpec)
     members = [_network(seed) for seed in range(min(2, spec.members[1] or 2))]
+    choices = choices_of(spec, 2, recipe.fuse.layer, recipe.fuse.pool)
+    for part, (layers, _) in zip((recipe.source, recipe.target), choices, strict=True):
+        net = _build(recipe, part) if layers else None
+        if net is not None:
+            want_layers(net, part.backbone, layers)
+    arguments = {**recipe.fuse.arguments, "layer": None}  # these networks have other layers
     fuse(members, spec.name, base=_network(2) if "base" in spec.uses else None, data=_images(),
-         **recipe.fuse.arguments)
+         **arguments)
 
 
 def _train(recipe: Recipe, method: Transfer, *, taught: bool) -> None:

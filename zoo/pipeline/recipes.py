@@ -146,18 +146,21 @@ class Everything(_Open):
 
 class Fuse(_Open):
     """A fusion strategy; further keys are its options. `transfer` trains what it adds; `weight`,
-    `norms` and `search` are those of `zoo.fuse`."""
+    `norms`, `search`, `layer` and `pool` are those of `zoo.fuse`."""
 
     strategy: str
     transfer: Transfer | None = None
     weight: list[float] | dict[str, Any] | None = None
     norms: Literal["auto", "pooled", "reestimated"] | None = None
     search: dict[str, Any] | None = None
+    layer: str | list[str | list[str] | None] | None = None
+    pool: str | list[str | None] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What is given, strategy and transfer aside, as keywords of `zoo.fuse`."""
-        own = self.model_dump(include={"weight", "norms", "search"}, exclude_none=True)
+        own = self.model_dump(include={"weight", "norms", "search", "layer", "pool"},
+                              exclude_none=True)
         return {**own, **self.options}
 
 

@@ -35,7 +35,8 @@ from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
 
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
-UNDERSTOOD: frozenset[str] = frozenset({"gives"})
+# "layers": it gives those of chosen layers, or pooled in a chosen way.
+UNDERSTOOD: frozenset[str] = frozenset({"gives", "layers"})
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -63,7 +64,8 @@ def save(
     described = {
         "format": FORMAT,
         "requires": [] if timm else _requirements(model),
-        "must_understand": ["gives"] if model.unpooled else [],
+        "must_understand": [
+            *(["gives"] if model.unpooled else []), *(["layers"] if _chooses(model) else [])],
         "model": model.describe(),
     }
     with atomic_folder(folder, _is_only_a_model) as fresh:
@@ -286,3 +288,9 @@ def _tie(net: nn.Module, stored: Mapping[str, Tensor]) -> None:
         if kept != name:
             owner, _, attribute = name.rpartition(".")
             setattr(net.get_submodule(owner), attribute, net.get_parameter(kept))
+
+
+def _chooses(model: Model) -> bool:
+    """Whether any member, or one inside it, gives chosen layers or is pooled in a chosen way."""
+    return any(bool(module.layers or module.pool) for module in model.modules()
+               if isinstance(module, Member))

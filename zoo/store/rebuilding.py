@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.backbones import Preprocessing
 from zoo.backbones.activations import swap_activations
+from zoo.backbones.layers import POOLS, want_layers
 from zoo.blueprints import Blueprint, Fusion
 from zoo.building import build_fuser, build_net, without_weights
 from zoo.errors import FormatError, OptionError, UnknownName, ZooError
@@ -64,6 +65,10 @@ def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] |
     if common["gives"] not in TAKES:
         raise FormatError(file, f"is damaged: {common['name']} gives {common['gives']!r}, expected "
                           f"{' or '.join(TAKES)}")
+    common["layers"], common["pool"] = described.get("layers", ()), described.get("pool")
+    if common["pool"] not in (None, *POOLS):
+        raise FormatError(file, f"is damaged: {common['name']} pools by {common['pool']!r}, "
+                          f"expected {' or '.join(POOLS)}")
     if "model" in described:
         return Member(_model(file, described["model"], None), **common)
     blueprint = Blueprint(**described["build"])
@@ -74,6 +79,7 @@ def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] |
                           f"and {len(common['classes'])} class names")
     net = without_weights((lambda: from_config(plain, file)) if plain else
                           (lambda: _network(file, blueprint)))
+    want_layers(net, common["name"], common["layers"])
     return Member(net, blueprint=blueprint, preprocessing=preprocessing, **common)
 
 

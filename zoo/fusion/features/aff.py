@@ -25,10 +25,12 @@ class Aff(nn.Module):
         reduction: how many times narrower the attention is inside
     """
 
+    name = "aff"
+
     def __init__(self, dims: Sequence[int], *, hidden: int = 256, reduction: int = 4) -> None:
         super().__init__()
         if min(hidden, reduction) < 1 or reduction > hidden:
-            raise OptionError("aff", f"hidden is {hidden} and reduction {reduction}, expected "
+            raise OptionError(self.name, f"hidden is {hidden} and reduction {reduction}, expected "
                               "positive numbers, reduction at most hidden")
         self.out_features = hidden
         self.projections = nn.ModuleList(_projection(dim, hidden) for dim in dims)
@@ -38,10 +40,15 @@ class Aff(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         x, *others = [project(one) for project, one
                       in zip(self.projections, maps, strict=True)]  # (B, hidden, H, W)
-        for attention, y in zip(self.attentions, others, strict=True):
-            m = attention(x + y)
-            x = m * x + (1 - m) * y
+        for step, y in enumerate(others):
+            x = self.fuse(step, x, y)
         fused: Tensor = x.mean((2, 3))
+        return fused
+
+    def fuse(self, step: int, x: Tensor, y: Tensor) -> Tensor:
+        """Two maps of one width and grid, the (step + 1)-th time that two are fused, to one."""
+        m = self.attentions[step](x + y)
+        fused: Tensor = m * x + (1 - m) * y
         return fused
 
 
