@@ -13,7 +13,8 @@ from torch.nn import functional
 
 import zoo
 from zoo.errors import DataError, FusionError, ZooError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Model
 
 LETTERS = ("a", "b", "c", "d")
 # One small network of each kind of trunk, and the side it looks at.

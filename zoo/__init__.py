@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zoo.errors import ZooError
     from zoo.evaluation import evaluate
     from zoo.hookspecs import hookimpl
+    from zoo.inference import speed_up
     from zoo.merge_files import merge
     from zoo.model import Model
     from zoo.pipeline import run
@@ -50,6 +51,7 @@ _HOME = {
     "merge": "zoo.merge_files",
     "transfer": "zoo.training",
     "evaluate": "zoo.evaluation",
+    "speed_up": "zoo.inference",
     "run": "zoo.pipeline",
     "export": "zoo.deployment",
     "save": "zoo.store",
@@ -93,6 +95,7 @@ __all__ = [
     "plugins",
     "run",
     "save",
+    "speed_up",
     "transfer",
 ]
 

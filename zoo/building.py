@@ -15,7 +15,7 @@ from zoo.blueprints import Blueprint
 from zoo.errors import OptionError, PluginError
 from zoo.fusion.norms import norm_keys
 from zoo.labels import ByLabel
-from zoo.model import Member
+from zoo.member import Member
 from zoo.options import accepts
 from zoo.registry import load
 from zoo.specs import BackboneSpec, FusionSpec

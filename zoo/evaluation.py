@@ -26,7 +26,8 @@ from zoo.features import (
     trunk_features,
 )
 from zoo.measures import measure, wilson
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Model
 from zoo.progress import task
 
 

@@ -27,7 +27,8 @@ from zoo.backbones.semantics import classifier_keys
 from zoo.cache.kept import limit
 from zoo.datasets import ImageData, loader, to_unit
 from zoo.errors import OptionError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Inner, Model
 from zoo.progress import task
 from zoo.tensors.digest import digest
 from zoo.tensors.kept import keep, kept
@@ -78,7 +79,7 @@ def features_of(member: Member) -> Given:
     """A member's features. The classifier comes after them and is left out: a probe replaces it and
     a fusion takes it off."""
     state = member.net.state_dict()
-    if not isinstance(member.net, Model):
+    if not isinstance(member, Inner):
         for key in classifier_keys(member.net):
             del state[key]
     return Given(member.name, about_trunk(member), state, member.features)

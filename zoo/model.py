@@ -13,170 +13,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from zoo.backbones import Preprocessing
-from zoo.backbones.activations import swap_activations
-from zoo.backbones.layers import chosen
-from zoo.backbones.pixels import as_channels, want_images
-from zoo.backbones.semantics import (
-    classifier_parameters,
-    classify,
-    maps,
-    on_one_grid,
-    pooled_features,
-    tokens,
-)
-from zoo.blueprints import Blueprint, Fusion
+from zoo.backbones.pixels import Pictures, pictures
+from zoo.backbones.semantics import on_one_grid
+from zoo.blueprints import Fusion
 from zoo.errors import FusionError, ZooError
 from zoo.labels import ByLabel
+from zoo.member import Member
 
 
-class Member(nn.Module):
-    """One network inside a model, with its own resizing and normalisation.
+class Way:
+    """In which way members run; `zoo.inference` has them, and measures which is fastest."""
 
-    net: timm's semantics, or a whole Model. name: what it was built from. classes: what its own
-    logits count. dim: D of what it gives. splits: whether its logits are its classifier's
-    answer to its pooled features; a few networks have more in between. gives: what a fusion gets of
-    it, `"vectors"` (pooled features), `"tokens"` or `"maps"`. layers, pool: of which layers, and
-    how pooled; by default of what comes before the network's own pooling, and by that.
-    """
+    def run(self, members: Sequence[Member], act: str, pictures: Pictures) -> Sequence[Tensor]:
+        """What each member's method `act` gives of the images, without gradients."""
+        raise NotImplementedError
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        name: str,
-        classes: Sequence[str],
-        dim: int,
-        splits: bool = True,
-        gives: str = "vectors",
-        layers: Sequence[str] = (),
-        pool: str | None = None,
-        preprocessing: Preprocessing | None = None,
-        blueprint: Blueprint | None = None,
-        norms: str = "frozen",
-        source: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.net = net
-        self.name = name
-        self.classes = tuple(classes)
-        self.dim = dim
-        self.splits = splits
-        self.gives = gives
-        self.layers = tuple(layers)
-        self.pool = pool
-        self.preprocessing = preprocessing
-        self.blueprint = blueprint
-        self.norms = norms
-        self.source = dict(source or {})
-        self.register_buffer("_follows", torch.empty(0), persistent=False)
-        self._follows: Tensor  # its dtype is the one that the network computes in
-        self.mean: Tensor
-        self.std: Tensor
-        self._set_statistics()
-
-    @property
-    def in_chans(self) -> int:
-        if isinstance(self.net, Model):
-            return self.net.in_chans
-        return self.blueprint.in_chans if self.blueprint else 3
-
-    @property
-    def giving(self) -> dict[str, Any]:
-        """All that says which features a fusion gets of the network, as JSON values."""
-        return {"gives": self.gives, "layers": list(self.layers), "pool": self.pool}
-
-    @property
-    def size(self) -> int:
-        """The side of the square that this member looks at, in pixels."""
-        if isinstance(self.net, Model):
-            return self.net.image_size
-        assert self.preprocessing is not None
-        return max(self.preprocessing.size)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] on [0, 1] as the network wants them: its channels, its size,
-        its mean and standard deviation."""
-        want_images(images)
-        x = as_channels(images, self.in_chans).float()  # (B, C, H, W)
-        preprocessing = self.preprocessing
-        assert preprocessing is not None
-        if tuple(x.shape[-2:]) != preprocessing.size:
-            smooth = preprocessing.interpolation in ("bicubic", "bilinear")
-            x = functional.interpolate(
-                x, preprocessing.size, mode=preprocessing.interpolation, antialias=smooth,
-            ).clamp(0, 1)
-        x = (x - self.mean) / self.std
-        return x.to(self._follows.dtype)
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the member gives of images [B, C, H, W] on [0, 1]: pooled features [B, D], tokens
-        [B, N, D] or maps [B, D, h, w]. A model inside gives its embedding, or that as one token.
-        Raises ZooError where there are no maps."""
-        if isinstance(self.net, Model):
-            if self.gives == "maps":
-                raise ZooError("it is a fused model and gives one vector")
-            embedding = self.net.embed(images)
-            return embedding[:, None] if self.gives == "tokens" else embedding
-        x = self.prepare(images)
-        if self.layers or self.pool:
-            return chosen(self.net, x, self.gives, self.layers, self.pool)
-        give = {"vectors": pooled_features, "tokens": tokens, "maps": maps}[self.gives]
-        return give(self.net, x)
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits [B, classes] of pooled features [B, D]. Raises ZooError where there is more
-        between the two than a classifier."""
-        if isinstance(self.net, Model):
-            return self.net.classify(features)
-        if not self.splits:
-            raise ZooError(f"the logits of {self.name} are not its classifier's answer to its "
-                           "pooled features: give the model images, or use a method that does")
-        return classify(self.net, features.to(self._follows.dtype))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if isinstance(self.net, Model):
-            return self.net(images)  # type: ignore[no-any-return]
-        return self.net(self.prepare(images))  # type: ignore[no-any-return]
-
-    def drop_head(self) -> None:
-        """Take the classifier off: a fusion of features has its own, and this one would only be
-        carried along."""
-        assert self.blueprint is not None
-        self.net.reset_classifier(0)  # type: ignore[operator]
-        self.blueprint = replace(self.blueprint, num_classes=0)
-        self.classes = ()
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the classifier alone."""
-        if isinstance(self.net, Model):
-            yield from self.net.head_parameters()
-        else:
-            yield from classifier_parameters(self.net)
-
-    def _set_statistics(self) -> None:
-        if self.preprocessing is None:
-            return
-        channels = self.preprocessing.for_channels(self.in_chans)
-        for name, values in (("mean", channels.mean), ("std", channels.std)):
-            tensor = torch.tensor(values, dtype=torch.float32, device=self._follows.device)
-            self.register_buffer(name, tensor.view(1, -1, 1, 1), persistent=False)
-
-    def follow(self) -> None:
-        """Compute in the dtype of the network's state, after this was put in place."""
-        dtypes = [tensor.dtype for tensor in self.net.state_dict().values()
-                  if tensor.is_floating_point()]
-        if len(set(dtypes)) == 1:
-            self.to(dtypes[0])  # with the buffers that are computed and never saved
-        else:
-            self._follows = self._follows.to(dtypes[0])
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Member:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._set_statistics()  # stays float32: normalisation must not lose bits to .bfloat16()
-        return self
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of a model has none: it belongs to these members on this machine."""
+        return type(None), ()
 
 
 class Model(nn.Module):
@@ -207,6 +62,7 @@ class Model(nn.Module):
         self.classes = tuple(classes)
         self.recipe: dict[str, Any] = dict(recipe or {})
         self.head: nn.Module | None = None
+        self.way: Way | None = None
         if fusion is not None and fusion.kind == "features":
             assert fuser is not None
             self.head = nn.Linear(self.dim, len(self.classes))
@@ -270,18 +126,19 @@ class Model(nn.Module):
         """The members, typed."""
         return iter(list(self.members))  # type: ignore[arg-type]
 
-    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+    def trunk(self, images: Tensor | Pictures) -> tuple[Tensor, ...]:
         """Each member's features, pooled [B, Dᵢ], tokens [B, Nᵢ, Dᵢ] or maps [B, Dᵢ, hᵢ, wᵢ]: all
         that comes before what a fusion adds."""
-        return tuple(member.features(images) for member in self.each_member())
+        return self._each("features", images)
 
-    def answers(self, images: Tensor) -> tuple[Tensor, ...]:
+    def answers(self, images: Tensor | Pictures) -> tuple[Tensor, ...]:
         """Each member's own logits [B, classes], all in the order of the model's classes; their
         log-probabilities where they know different ones (zoo.labels)."""
-        return self.in_order([member(images) for member in self.each_member()])
+        return self.in_order(self._each("__call__", images))
 
-    def answers_and_features(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    def answers_and_features(self, images: Tensor | Pictures) -> tuple[tuple[Tensor, ...], ...]:
         """`answers` and `trunk`, of members whose logits split at the cost of one of them."""
+        images = pictures(images)
         features = self.trunk(images)
         logits = [member.classify(part) if member.splits else member(images)
                   for member, part in zip(self.each_member(), features, strict=True)]
@@ -306,17 +163,17 @@ class Model(nn.Module):
         logits = [member.classify(part) for member, part in zip(members, parts, strict=True)]
         return self._decide(self.in_order(logits), parts)
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor | Pictures) -> Tensor:
         """Fused features [B, D] of images [B, 3, H, W] on [0, 1]; the members' own, side by side,
         where their outputs are fused."""
         return self.join(self.trunk(images))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor | Pictures) -> Tensor:
         if self.kind == "single":
-            return next(self.each_member())(images)  # type: ignore[no-any-return]
+            return self._each("__call__", images)[0]
         if self.exits and not self.training:
             return self.fuser.run([partial(self._answer, number)  # type: ignore[union-attr, operator, no-any-return]
-                                   for number in range(len(self.members))], images)
+                                   for number in range(len(self.members))], pictures(images).images)
         if self.splits:
             return self.classify(self.embed(images))
         if getattr(self.fuser, "wants_features", False):
@@ -355,7 +212,7 @@ class Model(nn.Module):
         return {
             "classes": list(self.classes),
             "fusion": asdict(self.fusion) if self.fusion else None,
-            "members": [_describe(member) for member in self.each_member()],
+            "members": [member.describe() for member in self.each_member()],
         }
 
     def set_activation(self, name: str) -> None:
@@ -364,16 +221,24 @@ class Model(nn.Module):
         Raises OptionError when there is none of that name, or nothing to replace.
         """
         for member in self.each_member():
-            if isinstance(member.net, Model):
-                member.net.set_activation(name)
-                continue
-            swap_activations(member.net, name)
-            if member.blueprint:
-                member.blueprint = replace(member.blueprint, activation=name)
+            member.set_activation(name)
 
     def _answer(self, number: int, images: Tensor) -> Tensor:
         assert self.by_label is not None
         return self.by_label.one(number, self.members[number](images))
+
+    def _each(self, act: str, images: Tensor | Pictures) -> tuple[Tensor, ...]:
+        """What every member gives of the images by its method of this name."""
+        members = list(self.each_member())
+        shared = pictures(images)
+        if self.way is not None and not self.training and not torch.is_grad_enabled():
+            return tuple(self.way.run(members, act, shared))
+        return tuple(getattr(member, act)(shared) for member in members)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Model:
+        self.way = None  # measured for the tensors that are replaced here
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def in_order(self, logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Every member's own logits [B, its classes] as `answers` gives them."""
@@ -383,17 +248,37 @@ class Model(nn.Module):
         return self.fuser(torch.stack(list(logits)), features)  # type: ignore[misc, no-any-return]
 
 
-def _describe(member: Member) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "name": member.name, "classes": list(member.classes), "dim": member.dim,
-        "splits": member.splits, **member.giving, "norms": member.norms,
-        "source": member.source,
-    }
-    if isinstance(member.net, Model):
-        described["model"] = member.net.describe()
-    else:
-        assert member.blueprint is not None
-        assert member.preprocessing is not None
-        described["build"] = member.blueprint.as_dict()
-        described["preprocessing"] = member.preprocessing.as_dict()
-    return described
+class Inner(Member):
+    """A whole model as a member of another. It gives its embedding, which as tokens is one, and
+    has no maps."""
+
+    net: Model
+
+    @property
+    def in_chans(self) -> int:
+        return self.net.in_chans
+
+    @property
+    def size(self) -> int:
+        return self.net.image_size
+
+    def features(self, images: Tensor | Pictures) -> Tensor:
+        if self.gives == "maps":
+            raise ZooError("it is a fused model and gives one vector")
+        embedding = self.net.embed(images)
+        return embedding[:, None] if self.gives == "tokens" else embedding
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.net.classify(features)
+
+    def forward(self, images: Tensor | Pictures) -> Tensor:
+        return self.net(images)  # type: ignore[no-any-return]
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.net.head_parameters()
+
+    def set_activation(self, name: str) -> None:
+        self.net.set_activation(name)
+
+    def _describe_net(self) -> dict[str, Any]:
+        return {"model": self.net.describe()}

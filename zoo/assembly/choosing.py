@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from zoo.backbones.layers import POOLS, want_layers
 from zoo.errors import OptionError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Inner
 from zoo.specs import FusionSpec
 
 Layer = str | Sequence[str | Sequence[str] | None]
@@ -30,7 +31,7 @@ def choices_of(
 def choose(member: Member, choice: Choice) -> None:
     """Let a member give these layers, pooled so. Raises OptionError for one it does not have."""
     layers, pool = choice
-    if isinstance(member.net, Model):
+    if isinstance(member, Inner):
         if layers or pool:
             raise OptionError("layer" if layers else "pool", f"{member.name} is a fused model and "
                               "gives one vector; give it null (None)")

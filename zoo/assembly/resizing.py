@@ -9,7 +9,8 @@ import torch
 
 from zoo.backbones.semantics import pooled_features
 from zoo.errors import OptionError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Model
 
 
 def resize(model: Model, side: int, owner: str) -> None:

@@ -13,7 +13,8 @@ from zoo.datasets import load_data
 from zoo.errors import FusionError, ZooError
 from zoo.evaluation import member_logits
 from zoo.features import take, trunk_features
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Inner, Model
 from zoo.specs import FusionSpec
 
 
@@ -59,7 +60,7 @@ def _member(model: Model, kind: str) -> Member:
     twin = copy.deepcopy(model).cpu()
     if twin.kind != "single":
         sources = [member.source for member in twin.each_member() if member.source]
-        return Member(twin, name=twin.name, classes=twin.classes, dim=twin.dim, splits=twin.splits,
+        return Inner(twin, name=twin.name, classes=twin.classes, dim=twin.dim, splits=twin.splits,
                       source={"members": sources} if sources else {})
     member = next(twin.each_member())
     if kind == "features":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zoo.errors import DataError
 
@@ -32,3 +33,29 @@ def as_channels(images: Tensor, channels: int) -> Tensor:
         luma = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)
         return (images * luma.view(1, 3, 1, 1)).sum(1, keepdim=True)
     raise DataError(f"images have {given} channels, the model takes {channels}")
+
+
+class Pictures:
+    """Images [B, C, H, W] on [0, 1], in the channels and sizes that members ask for, each made
+    once for all of them. Raises DataError for what are no images."""
+
+    def __init__(self, images: Tensor) -> None:
+        want_images(images)
+        self.images = images
+        self._made: dict[tuple[int, tuple[int, int], str], Tensor] = {}
+
+    def at(self, channels: int, size: tuple[int, int], interpolation: str) -> Tensor:
+        """Float32 [B, channels, *size] on [0, 1]; not to be changed, others have it too."""
+        key = channels, size, interpolation
+        if key not in self._made:
+            x = as_channels(self.images, channels).float()
+            if tuple(x.shape[-2:]) != size:
+                smooth = interpolation in ("bicubic", "bilinear")
+                x = functional.interpolate(x, size, mode=interpolation, antialias=smooth)
+                x = x.clamp(0, 1)
+            self._made[key] = x
+        return self._made[key]
+
+
+def pictures(images: Tensor | Pictures) -> Pictures:
+    return images if isinstance(images, Pictures) else Pictures(images)

@@ -23,7 +23,8 @@ from zoo.building import measure_features, without_weights
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
 from zoo.errors import BadName, FormatError, ZooError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Inner, Model
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
 from zoo.registry import find
 from zoo.requirements import missing, requirement_of, requirements
@@ -230,7 +231,7 @@ def _names(model: Model) -> Iterator[tuple[type[BackboneSpec] | type[FusionSpec]
     if model.fusion and model.fuser is not None:
         yield FusionSpec, model.fusion.strategy
     for member in model.each_member():
-        if isinstance(member.net, Model):
+        if isinstance(member, Inner):
             yield from _names(member.net)
         elif member.blueprint:
             yield BackboneSpec, member.blueprint.backbone
@@ -272,7 +273,7 @@ def _assign(folder: Path, model: Model) -> None:
     net.load_state_dict({key: _aligned(tensor) for key, tensor in stored.items()}, assign=True)
     _tie(net, stored)
     for module in model.modules():
-        if isinstance(module, Member) and not isinstance(module.net, Model):
+        if isinstance(module, Member) and not isinstance(module, Inner):
             module.follow()
 
 

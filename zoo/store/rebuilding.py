@@ -14,7 +14,8 @@ from zoo.backbones.layers import POOLS, want_layers
 from zoo.blueprints import Blueprint, Fusion
 from zoo.building import build_fuser, build_net, without_weights
 from zoo.errors import FormatError, OptionError, UnknownName, ZooError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Inner, Model
 from zoo.options import checked
 from zoo.registry import find
 from zoo.specs import TAKES, BackboneSpec, FusionSpec
@@ -70,7 +71,7 @@ def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] |
         raise FormatError(file, f"is damaged: {common['name']} pools by {common['pool']!r}, "
                           f"expected {' or '.join(POOLS)}")
     if "model" in described:
-        return Member(_model(file, described["model"], None), **common)
+        return Inner(_model(file, described["model"], None), **common)
     blueprint = Blueprint(**described["build"])
     preprocessing = Preprocessing(**described["preprocessing"])
     want_sane(file, {"img_size": preprocessing.size, **described["build"]})

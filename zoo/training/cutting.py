@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.datasets import ImageData, to_unit
 from zoo.features import Features, Given, about_trunk, evaluating, given_once, has_room
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Model
 from zoo.transfers.freezing import networks
 from zoo.transfers.objective import Objective
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import OptionError
-from zoo.model import Model
+from zoo.model import Inner, Model
 from zoo.transfers.distill import divergence, shares_of, soft_targets, want_mixture
 from zoo.transfers.objective import Batch, Criterion, Norms, Objective, Taught, want_split
 
@@ -124,7 +124,7 @@ def _classifier(model: Model) -> Iterator[nn.Parameter]:
         yield from model.head.parameters()
         return
     for member in model.each_member():
-        if isinstance(member.net, Model):
+        if isinstance(member, Inner):
             yield from _classifier(member.net)
         else:
             yield from member.head_parameters()

@@ -8,14 +8,15 @@ from torch import nn
 
 from zoo.errors import OptionError
 from zoo.fusion.depth import blocks
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Inner, Model
 from zoo.names import suggest
 
 
 def networks(model: Model) -> list[Member]:
     """The members that are networks, also those of models inside."""
     return [module for module in model.modules()
-            if isinstance(module, Member) and not isinstance(module.net, Model)]
+            if isinstance(module, Member) and not isinstance(module, Inner)]
 
 
 def frozen_parameters(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.errors import OptionError
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Model
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Norms = Literal["auto", "train", "frozen"]
