@@ -5,8 +5,8 @@
 makes a base and three models of a Llama shape, runs both tools in turn, and prints CPU seconds
 (user and system), wall clock, and the largest anonymous memory of each, medians of the runs, page
 cache warm. `--only ties,linear` picks methods, `--scale 2` doubles the models, `--many 4000` makes
-models of that many small tensors, `--threads 1,2` shows how the merge scales. The method `floor` only imports torch, reads the three
-models and writes one.
+models of that many small tensors, `--threads 1,2` shows how the merge scales. The method `floor`
+only imports torch, reads the three models and writes one.
 """
 
 from __future__ import annotations
