@@ -3,6 +3,7 @@ in one of its own for exit codes, streams and what is imported."""
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 import zoo
 from zoo import discovery
 from zoo.cli import main
+from zoo.cli.app import importing_torch
 from zoo.cli.main import fuse as fuse_command
 from zoo.cli.main import transfer as transfer_command
 from zoo.cli.values import attacks, split_options, value
@@ -445,3 +447,16 @@ def test_attacks_as_they_are_typed() -> None:
         "pgd": {"eps": 0.1, "steps": 40}, "fgsm": {}}
     with pytest.raises(OptionError, match="the attack is given twice"):
         attacks(["pgd", "pgd"])
+
+
+def test_what_torch_leaves_behind_is_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_freeze_count()
+    with importing_torch():  # it is there
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before
+    monkeypatch.delitem(sys.modules, "torch")
+    with importing_torch():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+    gc.unfreeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -247,6 +248,31 @@ def test_results_and_measures_do_not_depend_on_cuts_or_threads(
             cut = merge_states(states, scaled, spec=kind, base=base)
             for key in expected:
                 assert torch.allclose(cut[key], expected[key], rtol=1e-6, atol=0)
+
+
+def test_small_tensors_come_joined_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int, tuple[float, ...]]] = []
+
+    def build(tensors: Sequence[Tensor], *, base: Tensor, key: str, weight: Any,
+              shape: tuple[int, ...]) -> Tensor:
+        calls.append((key, len(base), weight))
+        assert math.prod(shape) >= len(base)
+        return base.add(tensors[0] - base, alpha=weight[0])
+
+    monkeypatch.setattr(stream, "PIECE", 64)
+    shapes = {"a": (5, 7), "wide": (9,), "none": (0, 3), "b": (3,), "large": (70,), "c": (40,),
+              "other": (2,)}
+    generator = torch.Generator().manual_seed(0)
+    base, state = ({key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+                   for _ in range(2))
+    base["wide"] = base["wide"].double()  # computes in another precision than its neighbours
+    weight = {"other": 0.7, "*": 0.3}
+    merged = [merge_states([state], build, base=base, weight=weight,
+                           spec=spec("slice", uses={"base"}, elementwise=joins))
+              for joins in (False, True)]
+    assert all(torch.equal(merged[0][key], merged[1][key]) for key in shapes)
+    assert calls[8:] == [("large", 64, (0.3,)), ("large", 6, (0.3,)), ("a", 38, (0.3,)),
+                         ("wide", 9, (0.3,)), ("c", 40, (0.3,)), ("other", 2, (0.7,))]
 
 
 def norms(tensors: Sequence[Tensor], *, base: Tensor, measured: tuple[Any, ...]) -> Tensor | None:

@@ -159,6 +159,10 @@ class FusionSpec(Spec):
         new pass begins until it answers None, at most ten times.
     measured_over: (weights) over what the answers are added up: the `"model"`, or each `"tensor"`
         for itself; or a mapping, as with scope.
+    elementwise: (weights) with scope `"slice"`: an entry of the result depends on that entry of the
+        members, their weights, the options and `measured` alone, and what is measured over the
+        model not on the cuts. Small tensors of equal weights then come joined, under the key of
+        the first.
     takes: (features) `"vectors"` [B, Dᵢ], `"tokens"` [B, Nᵢ, Dᵢ], or `"maps"` [B, Dᵢ, H, W], on
         one grid for all.
     """
@@ -173,6 +177,7 @@ class FusionSpec(Spec):
     scope: str | Mapping[str, Mapping[str, str]] = "tensor"
     measure: str = ""
     measured_over: str | Mapping[str, Mapping[str, str]] = "model"
+    elementwise: bool = False
     can_use: frozenset[str] = frozenset()
     takes: str = "vectors"
 

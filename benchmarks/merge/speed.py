@@ -5,7 +5,8 @@
 makes a base and three models of a Llama shape, runs both tools in turn, and prints CPU seconds
 (user and system), wall clock, and the largest anonymous memory of each, medians of the runs, page
 cache warm. `--only ties,linear` picks methods, `--scale 2` doubles the models, `--many 4000` makes
-models of that many small tensors, `--threads 1,2` shows how the merge scales.
+models of that many small tensors, `--threads 1,2` shows how the merge scales. The method `floor`
+only imports torch, reads the three models and writes one.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ METHODS: dict[str, tuple[dict[str, object], list[str]]] = {
     "della binned": ({"density": 0.5, "epsilon": 0.1},
                      ["della", "--density", "0.5", "--epsilon", "0.1", "--ranks", "binned"]),
 }
+FLOOR = """
+import os, sys, torch
+*inputs, out = sys.argv[1:]
+buffer = bytearray(1 << 24)
+with open(out, "wb") as written:
+    for number, path in enumerate(inputs):
+        with open(path, "rb") as read:
+            while count := read.readinto(buffer):
+                if number == 0:
+                    written.write(memoryview(buffer)[:count])
+    os.fsync(written.fileno())
+"""
 WITHOUT_BASE = ("linear", "slerp", "karcher", "multislerp")
 
 
@@ -133,6 +146,9 @@ def recipe(method: str, places: list[Path], file: Path) -> Path:
 
 
 def ours(method: str, places: list[Path], out: Path, threads: int) -> list[str]:
+    if method == "floor":
+        files = [str(place / "model.safetensors") for place in places[1:]]
+        return [sys.executable, "-c", FLOOR, *files, str(out.with_name("floor"))]
     members = places[1:3] if method == "slerp" else places[1:]
     base = [] if method in WITHOUT_BASE else ["--base", str(places[0])]
     strategy, *options = METHODS[method][1]
@@ -171,7 +187,7 @@ def row(
     mine, theirs = [], []
     for _ in range(runs):
         mine.append(measured(ours(method, places, temporary / "ours", threads), threads))
-        if mergekit:
+        if mergekit and method != "floor":
             theirs.append(measured(
                 [mergekit, str(recipe(method, places, temporary / "m.yaml")),
                  str(temporary / "theirs"), "--no-copy-tokenizer", "--trust-remote-code"],

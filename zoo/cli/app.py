@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -21,3 +25,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")]
 ImageSize = Annotated[
     int | None, typer.Option(help="Side of the square that members look at, in pixels.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+
+
+@contextmanager
+def importing_torch() -> Iterator[None]:
+    """For the first use of what imports torch. Its hundreds of thousands of objects stay until the
+    end: to look through them for garbage, now, later and at the exit, takes as long as a merge."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

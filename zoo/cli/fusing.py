@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo.cli import output
-from zoo.cli.app import Device, ImageSize, Json, Seed
+from zoo.cli.app import Device, ImageSize, Json, Seed, importing_torch
 from zoo.specs import FusionSpec
 
 
@@ -113,10 +113,11 @@ def merge(
 ) -> None:
     """Merge files of weights of any architecture into new ones, without building a network.
     Further options are the strategy's own."""
-    import zoo
     from zoo.cli.values import size, split_options, value
     from zoo.registry import find
 
+    with importing_torch():
+        from zoo import merge_files
     given: dict[str, Any] = {
         name: told for name, told in (
             ("base", base), ("weight", None if weight is None else value(weight)),
@@ -132,9 +133,10 @@ def merge(
         raise typer.BadParameter("Missing option '--with'; only --config does without")
     else:
         spec = find(strategy, FusionSpec)
-        places, options = split_options([*(inputs or ()), *context.args], spec, zoo.merge)
+        places, options = split_options([*(inputs or ()), *context.args], spec,
+                                        merge_files.merge)
         given |= {"inputs": places, "strategy": strategy, **options}
-    written = zoo.merge(
+    written = merge_files.merge(
         given.pop("inputs"), given.pop("strategy"), out=out,
         rounding=rounding,  # type: ignore[arg-type]
         max_shard_bytes=None if shard_size is None else size(shard_size), hashes=hashes,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Fields that say something of one kind of fusion only.
 _ONLY_OF = {"scope": "weights", "measure": "weights", "measured_over": "weights",
-            "can_use": "weights", "takes": "features"}
+            "elementwise": "weights", "can_use": "weights", "takes": "features"}
 
 
 def examples(*commands: str) -> str:

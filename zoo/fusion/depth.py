@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 # Modules that hold a row of layers; a number in or after one of these names counts the layers.
 _ROWS = frozenset({"block", "blocks", "layer", "layers", "stage", "stages", "features", "h",
@@ -47,6 +48,7 @@ def blocks(keys: Iterable[str]) -> tuple[dict[str, int], int]:
             for key, layer in layer_of.items()}, len(layers)
 
 
+@lru_cache(1 << 16)
 def _layer(key: str) -> tuple[tuple[int, str], ...]:
     """What a layer's tensors share, in sorting order: the parts of the key up to its last row of
     layers, `layer1.0` of `layer1.0.downsample.0.weight`; () outside of all rows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -74,18 +75,24 @@ class Merge:
         return _reach(self.spec.scope, self.options, SCOPES)
 
     @property
-    def measured_over(self) -> str:
-        return _reach(self.spec.measured_over, self.options, MEASURED_OVER)
+    def by_tensor(self) -> bool:
+        """Whether what is measured of a tensor is for itself alone."""
+        over = _reach(self.spec.measured_over, self.options, MEASURED_OVER)
+        return bool(self.spec.measure) and over == "tensor"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Elements start…stop of one tensor; all of it in its shape for a strategy of scope tensor."""
+    """Elements start…stop of one tensor; all of it in its shape for a strategy of scope tensor.
+
+    joined: further keys, whose whole tensors follow a whole one.
+    """
 
     key: str
     start: int
     stop: int
     flat: bool
+    joined: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -123,18 +130,28 @@ def run(
         if result.shape != tensors[0].shape:
             raise ShapeMismatch(merge.spec.name, piece.key, f"became {list(result.shape)}, from "
                                 f"{list(tensors[0].shape)}", "This is a defect of the strategy")
-        write(piece.key, piece.start, result.reshape(-1))
+        if piece.joined:
+            keys = (piece.key, *piece.joined)
+            for key, part in zip(keys, result.split([sizes[key] for key in keys]), strict=True):
+                write(key, 0, part)
+        else:
+            write(piece.key, piece.start, result.reshape(-1))
         return piece.stop - piece.start
 
-    # What is measured over the model holds for all its tensors; else one tensor comes at a time.
-    by_tensor = bool(merge.spec.measure) and merge.measured_over == "tensor"
-    batches = [[item] for item in sizes.items()] if by_tensor else [list(sizes.items())]
-    with _workers(workers) as pool:
-        for keys in batches:
-            measured = _measured(merge, keys, depth_of, pool) if merge.spec.measure else ()
-            pieces = _pieces(merge, keys, merge.piece)
-            for done in pool(partial(compute, measured=measured), pieces):
-                advance(done)
+    def work(
+        keys: Sequence[tuple[str, int]], pool: Callable[..., Iterator[Any]]
+    ) -> Iterator[int]:
+        measured = _measured(merge, keys, depth_of, pool) if merge.spec.measure else ()
+        return pool(partial(compute, measured=measured), _pieces(merge, keys, merge.piece))
+
+    def one(item: tuple[str, int], pool: Callable[..., Iterator[Any]]) -> int:
+        return sum(work([item], pool if item[1] > merge.piece else map))
+
+    with _workers(workers) as pool, _workers(workers) as at_once:
+        # Of several tensors at once, one keeps the threads busy while a pass over another ends.
+        for done in (at_once(partial(one, pool=pool), sizes.items()) if merge.by_tensor
+                     else work(list(sizes.items()), pool)):
+            advance(done)
     return {}
 
 
@@ -221,14 +238,30 @@ def _keep_freed_memory() -> None:
 
 def _pieces(merge: Merge, keys: Iterable[tuple[str, int]], most: int) -> Iterator[Piece]:
     flat = merge.scope in ("slice", "rows")
+    joins = merge.spec.elementwise and merge.scope == "slice" and not merge.by_tensor
+    small: dict[Any, list[str]] = {}
+    filled: Counter[Any] = Counter()
     for key, size in keys:
         like = merge.states[0][key]
+        if joins and size < most and like.device.type == "cpu":
+            alike = (tuple(merge.weights[key]), like.dtype,
+                     None if merge.base is None else merge.base[key].dtype)
+            if filled[alike] + size > most:
+                yield _joined(small.pop(alike), filled.pop(alike))
+            small.setdefault(alike, []).append(key)
+            filled[alike] += size
+            continue
         step = max(size, 1)
         if flat and like.device.type == "cpu":
             row = step if like.dim() < 2 else max(size // max(like.shape[0], 1), 1)
             step = most if merge.scope == "slice" else max(most // row, 1) * row
         for start in range(0, max(size, 1), step):
             yield Piece(key, start, min(start + step, size), flat)
+    yield from (_joined(waiting, filled[alike]) for alike, waiting in small.items())
+
+
+def _joined(keys: Sequence[str], size: int) -> Piece:
+    return Piece(keys[0], 0, size, True, tuple(keys[1:]))
 
 
 def _call(
@@ -241,6 +274,8 @@ def _call(
     def part(state: State) -> Tensor:
         if not piece.flat:
             return _wide(state[key], like)
+        if piece.joined:
+            return _wide(torch.cat([flat_part(state, each) for each in (key, *piece.joined)]), like)
         return _wide(flat_part(state, key, piece.start, piece.stop), like)
 
     keywords: dict[str, Any] = {
@@ -248,12 +283,13 @@ def _call(
         "weight": merge.weights[key], "seed": merge.seed, "depth": depth_of[key],
         **merge.given, **merge.options}
     if piece.flat:
-        keywords |= {"offset": piece.start, "shape": tuple(like.shape)}
+        shape = (piece.stop,) if piece.joined else tuple(like.shape)
+        keywords |= {"offset": piece.start, "shape": shape}
     return [part(state) for state in merge.states], keywords
 
 
-def flat_part(state: State, key: str, start: int, stop: int) -> Tensor:
-    """Elements start…stop of a flattened tensor, without touching the others."""
+def flat_part(state: State, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+    """Elements start…stop of a flattened tensor, by default all, without touching the others."""
     if isinstance(state, StoredTensors):
         return state.slice(key, start, stop)
     return state[key].detach().reshape(-1)[start:stop]

@@ -48,9 +48,16 @@ class StoredTensors(Mapping[str, Tensor]):
         }
         self.metadata = {key: text for key, text in metadata.items() if key not in self.aliases}
         self._infos = infos
+        self._views: dict[str, Tensor] = {}
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.slice(key).view(self.shape(key))
+        tensor = self._views.get(key)
+        if tensor is None:
+            tensor = self.slice(key).view(self.shape(key))
+            info, _ = self._find(key)
+            if info.start % info.dtype.itemsize == 0:  # no copy, which would cost memory
+                self._views[key] = tensor
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         yield from self._infos
