@@ -28,6 +28,7 @@ _BY_KIND: Mapping[str, frozenset[str]] = {
     "weights": FUSION_USES | {"key", "weights", "offset", "shape", "measured", "depth", "depths",
                              "report"},
     "outputs": frozenset({"dims", "known"}),
+    "choice": frozenset({"models"}),
     "transfer": TRANSFER_USES | {"criterion"},
     "dataset": frozenset({"split"}),
 }

@@ -89,7 +89,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 
 def list_fusions(pattern: str = "*", *, kind: str | None = None) -> list[str]:
-    """Full names of the fusion strategies; `kind` is weights, features or outputs."""
+    """Full names of the fusion strategies; `kind` is weights, features, outputs or choice."""
     if kind not in (None, *KINDS):
         raise UnknownName(str(kind), "kind of fusion", KINDS)
     return [row.name for row in listing(pattern)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from zoo.errors import SpecError
 
-KINDS = ("weights", "features", "outputs")
+KINDS = ("weights", "features", "outputs", "choice")
 SCOPES = ("slice", "rows", "tensor", "model")
 MEASURED_OVER = ("tensor", "model")
 TAKES = ("vectors", "tokens", "maps")
@@ -132,11 +132,14 @@ class FusionSpec(Spec):
         [B, Dᵢ] of each: `fit(logits, labels, features=…)`. A builder may take `dims`, the list of
         the Dᵢ, and `known`, bool [members, num_classes]: which classes a member knows. What it
         does not know is filled in before, and `logits` are log-probabilities then.
+    choice: `(models, *, data, base, device, seed, …options) -> Model`: it tries fusions of the
+        other kinds on labelled data and gives the best, or the best member. It says
+        `uses={"data", "labels"}`.
 
     Options are keyword-only arguments with JSON values and a default, each described in one line
     `name: text` under `Options:` in the docstring.
 
-    kind: `"weights"`, `"features"` or `"outputs"`.
+    kind: `"weights"`, `"features"`, `"outputs"` or `"choice"`.
     members: fewest and most (None: no limit).
     uses: what the core must be given to pass on; without it the fusion is refused.
     can_use: what it passes on where there is some, else None. Both name keywords of a fusion of

@@ -30,7 +30,7 @@ from zoo.fusion.planning import check_count
 from zoo.fusion.weighting import Weight
 from zoo.model import Model
 from zoo.options import checked
-from zoo.registry import find
+from zoo.registry import find, load
 from zoo.specs import FusionSpec
 from zoo.store import network
 from zoo.tensors.digest import digest
@@ -63,7 +63,8 @@ def fuse(
         the members' architecture, with one classifier for all their labels; of features, one with
         a fresh head for num_classes or classes (by default the members' common ones), to be
         trained by `zoo.transfer`; of outputs, one that joins answers, over all classes that any
-        member knows, fitted on `data` where the strategy learns.
+        member knows, fitted on `data` where the strategy learns. `"auto"` tries them on `data` and
+        gives the best, trained and fitted.
     base: the model that the members started from, for strategies that work on differences; found
         by itself where all members have the same pretrained weights in their provenance.
     data: labelled images that nothing was trained on and no test will use, for strategies that
@@ -92,6 +93,9 @@ def fuse(
     values = checked(spec, options) if space is None else {}
     _check_arguments(spec, members, base, weight, norms, image_size)
     names = asked_classes(spec.name, num_classes, classes)
+    if names is not None and spec.kind == "choice":
+        raise OptionError(spec.name, "its classes are those of the data; leave num_classes and "
+                          "classes out")
     choices = choices_of(spec, len(members), layer, pool)
     resolve_dtype(dtype)  # a misspelling is found before any work
     given = [member for member in members if isinstance(member, Model)]
@@ -102,6 +106,10 @@ def fuse(
             base = base_of(models)
         started_from = None if base is None else model_of(base, pretrained, image_size)
         check_models(spec, members, models, base, started_from, has_data=data is not None)
+        if spec.kind == "choice":
+            best: Model = load(spec)(models, data=data, base=started_from, device=where, seed=seed,
+                                     **values)
+            return best.to(where, None if dtype is None else resolve_dtype(dtype))
         chosen = _class_names(spec, models, names, counted=classes is None)
         report: dict[str, Any] = {}
         told: dict[str, Any] = {}

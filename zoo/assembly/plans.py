@@ -230,6 +230,9 @@ class _Outlook:
             why = "members of any kind vote; it costs all members at inference."
             return verdict("likely good", ("fitted on held-out data: " if "data" in spec.uses
                                            else "") + why)
+        if spec.kind == "choice":
+            return verdict("likely best", "it tries the others that are possible, and each member "
+                           "alone, on held-out data.")
         return self._of_weights(spec, verdict)
 
     def _of_weights(self, spec: FusionSpec, verdict: Callable[..., Verdict]) -> Verdict:

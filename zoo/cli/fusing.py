@@ -80,7 +80,10 @@ def fuse(
     if features and data:
         zoo.transfer(model, data, "linear_probe", epochs=epochs, seed=seed)
     zoo.save(model, out)
-    output.wrote(out, model)
+    if spec.kind == "choice" and "auto" in model.recipe:
+        output.ranking(model.recipe["auto"], json)
+    if not json or spec.kind != "choice":
+        output.wrote(out, model)
     if features and not data:
         output.warn("its head is untrained; train it with: "
                     f"zoo transfer {out} --data train.csv --with linear_probe -o trained")

@@ -27,8 +27,8 @@ def list_(
         str | None, typer.Option("--type", help="backbone, fusion, transfer or dataset.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="Of fusions: weights, features or outputs; of transfers: "
-                                      "their family.")] = None,
+        str | None, typer.Option(help="Of fusions: weights, features, outputs or choice; of "
+                                      "transfers: their family.")] = None,
     json: Json = False,
 ) -> None:
     """List what is registered: backbones, fusions, transfers, data sets."""
@@ -83,6 +83,7 @@ app.command(context_settings=OPEN, epilog=output.examples(
     "--image-size 64 --data train.csv -o fused",
     "zoo fuse A B --with ties --base C --density 0.2 -o fused",
     "zoo fuse A B --with task_arithmetic --base C --data val.csv --search scale=0.3..1.5 -o fused",
+    "zoo fuse runs/a runs/b --with auto --data val.csv --budget 60 -o best",
     "zoo fuse runs/a runs/b --explain"))(fuse)
 app.command(context_settings=OPEN, epilog=output.examples(
     "zoo merge a b --with average -o out",

@@ -163,6 +163,31 @@ def plan(found: Plan, json: bool) -> None:
         print(found)
 
 
+def ranking(told: Mapping[str, Any], json: bool) -> None:
+    """What `auto` tried, the best first, and why it took what it took."""
+    if json:
+        _json(told)
+        return
+    head = ["", "candidate", "accuracy", "95 % interval", "over the best single", "p", "images",
+            "parameters", "seconds"]
+    rows, failed = [], []
+    for row in told["ranking"]:
+        mark = "→" if row["chosen"] else ""
+        if row["error"] is not None:
+            failed.append(f"{row['name']}: {row['error']}")
+            continue
+        low, high = row["interval"]
+        gain = [f"{100 * row['gain']:+.1f} ({100 * row['gain_interval'][0]:+.1f} to "
+                f"{100 * row['gain_interval'][1]:+.1f})", f"{row['p']:.2g}"] if row["finished"] \
+            else ["", ""]
+        rows.append([mark, row["name"], f"{row['accuracy']:.2%}", f"{low:.1%} – {high:.1%}", *gain,
+                     f"{row['images']:,}", f"{row['parameters']:,}", f"{row['seconds']:.1f}"])
+    _table(head, rows)
+    for line in failed:
+        warn(f"failed: {line}")
+    print(told["reason"])
+
+
 def merged(out: Path) -> None:
     files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9

@@ -169,4 +169,14 @@ SPECS: tuple[FusionSpec, ...] = (
         license=_LICENSE,
         kind="features",
     ),
+    FusionSpec(
+        name="auto",
+        build="zoo.assembly.automatic:auto",
+        summary="The best of the members and all fusions that are possible, by cross-validation",
+        paper="Jamieson 2016, arXiv:1502.07943 (successive halving)",
+        license=_LICENSE,
+        kind="choice",
+        uses=frozenset({"data", "labels"}),
+        can_use=frozenset({"base"}),
+    ),
 )

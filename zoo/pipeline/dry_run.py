@@ -165,6 +165,8 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
             f"{fusion.name} fuses weights, and the source ({recipe.source.backbone}) and the "
             f"target ({recipe.target.backbone}) are not one network with the same options; "
             "'concat' and 'weighted' fuse any two")
+    if fusion.kind == "choice" and recipe.fuse.transfer:
+        yield ("fuse", "transfer"), f"{fusion.name} trains what it chooses; leave it out"
     if fusion.kind != "weights":
         for name in ("weight", "norms"):
             if getattr(recipe.fuse, name) is not None:

@@ -142,6 +142,8 @@ class _Stages:
                          classes=data.train.classes if features else None, **part.arguments)
             if method:
                 self._transfer(notes, model, data.train, method, data.val)
+            if spec.kind == "choice" and "auto" in model.recipe:
+                notes.notes.append(model.recipe["auto"]["reason"])
             return model
 
         return self._step("fused", part.strategy, part, method, before, make)

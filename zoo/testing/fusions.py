@@ -194,8 +194,11 @@ def outputs_of_copies_are_the_members(spec: FusionSpec) -> None:
 
 
 def count(spec: FusionSpec) -> int:
-    """Members to check a strategy with: three, or the nearest number that it takes."""
+    """Members to check a strategy with: three, or the nearest number that it takes; the fewest for
+    one that tries all the others."""
     fewest, most = spec.members
+    if spec.kind == "choice":
+        return fewest
     return min(max(3, fewest), most or 3)
 
 
@@ -303,6 +306,7 @@ FEATURES: Sequence[Callable[[FusionSpec], None]] = (
     inputs_stay_as_they_are, every_device_of_the_machine_works, compiles_and_autocasts,
     fused_models_save_and_load, errors_name_option_and_value,
 )
+CHOICES: Sequence[Callable[[FusionSpec], None]] = (fused_models_save_and_load,)
 OUTPUTS: Sequence[Callable[[FusionSpec], None]] = (
     answers_are_log_probabilities, refuses_to_answer_unfitted, outputs_order_does_not_matter,
     outputs_of_copies_are_the_members, inputs_stay_as_they_are, every_device_of_the_machine_works,

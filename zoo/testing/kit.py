@@ -112,7 +112,7 @@ def _of_its_kind(spec: AnySpec) -> Sequence[Callable[[Any], None]]:
 
     if isinstance(spec, FusionSpec):
         return {"weights": weights.CHECKS, "features": fusions.FEATURES,
-                "outputs": fusions.OUTPUTS}[spec.kind]
+                "outputs": fusions.OUTPUTS, "choice": fusions.CHOICES}[spec.kind]
     by_type: Mapping[type[Any], Sequence[Callable[[Any], None]]] = {
         BackboneSpec: backbones.CHECKS, TransferSpec: transfers.CHECKS,
         DatasetSpec: datasets.CHECKS}

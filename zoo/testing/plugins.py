@@ -24,7 +24,8 @@ _SOME = 20
 _TAKES_OPTIONS: Mapping[type[AnySpec], Callable[..., Any]] = {
     BackboneSpec: backbone, FusionSpec: fuse, TransferSpec: transfer}
 # Positional arguments that each kind of builder has.
-_POSITIONAL = {"tensors", "states", "dims", "members", "num_classes", "model", "self"}
+_POSITIONAL = {"tensors", "states", "dims", "members", "num_classes", "model", "models",
+               "self"}
 
 
 def loads_alone_and_is_light(namespace: str) -> None:

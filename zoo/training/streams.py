@@ -27,7 +27,8 @@ class Stream:
     to there is computed once in the same way. The teachers' answers are too. With augmentation all
     of this is for each of the settings' `views`, if it has any. matched: the teachers' logits are
     put into the order of the model's classes. rank, world: of several processes, which take turns
-    at the batches; without `shuffled` each has them all.
+    at the batches; without `shuffled` each has them all. features: those of these images, where
+    they are there already.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class Stream:
         self, model: Model, data: ImageData, settings: Settings, target: ImageData | None = None,
         teachers: Sequence[Model] = (), *, frozen: bool = False, cut: Cut | None = None,
         shuffled: bool = True, matched: bool = True, rank: int = 0, world: int = 1,
+        features: Features | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -63,6 +65,8 @@ class Stream:
         self.outputs: Features | None = None  # of the frozen layers, up to the cut
         self.taught: list[Features] | None = None
         self._kept: dict[int, tuple[Features | None, Features | None, list[Features]]] = {}
+        if features is not None:
+            self._kept[0] = features, None, []
         self._entered: Features | None = None
         if not self.augments:
             self._turn_to(0)
