@@ -90,13 +90,29 @@ def test_seconds_end_each_rung_and_leave_one_candidate_in_it() -> None:
         return -float(number), 0.0
 
     halve(range(50), rungs(9000, 1), attempt, Seconds(40.0, lambda: now))
-    # 4 candidates until 14 seconds, of which two go on and end at 24, and so do these at 32.
+    # 4 candidates until 14 seconds; those that go on are expected to take 12 and do not fit, so
+    # that one of them is tried.
     assert [len([one for one in tried if one[1] == images]) for images in (1000, 3000, 9000)] == [
-        4, 2, 2]
+        4, 1, 1]
     tried.clear()
     now = 0.0
     halve(range(50), rungs(9000, 1), attempt, Seconds(1.0, lambda: now))
-    assert tried == [(0, 1000), (0, 3000), (0, 9000)]
+    assert [images for _, images in tried] == [1000, 3000, 9000]
+
+
+def test_what_would_take_longer_than_is_left_is_not_begun() -> None:
+    now = 0.0
+    tried: list[tuple[str, int]] = []
+
+    def attempt(name: str, rung: Rung) -> tuple[float, float]:
+        nonlocal now
+        now += rung.images / (500 if name == "slow" else 9000)
+        tried.append((name, rung.images))
+        return 1.0 if name == "slow" else 0.0, 0.0
+
+    halve(["slow", "quick"], rungs(9000, 1), attempt, Seconds(16.0, lambda: now))
+    assert [name for name, images in tried if images == 3000] == ["slow", "quick"]
+    assert [name for name, images in tried if images == 9000] == ["quick"]
 
 
 def test_every_beginning_and_every_fold_has_every_class() -> None:

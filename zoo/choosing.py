@@ -53,8 +53,12 @@ def rungs(images: int, epochs: int) -> list[Rung]:
 
 
 class Limit(Protocol):
-    def admits(self, rung: int, tried: int) -> bool:
-        """Whether another candidate may be tried in this rung, where so many have been."""
+    def now(self) -> float:
+        """Seconds from any start."""
+
+    def admits(self, rung: int, tried: int, expected: float) -> bool:
+        """Whether another candidate may be tried in this rung, where so many have been. expected:
+        the seconds that it will take, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +67,24 @@ class Trials:
 
     most: int
 
-    def admits(self, rung: int, tried: int) -> bool:
+    def now(self) -> float:
+        return 0.0
+
+    def admits(self, rung: int, tried: int, expected: float) -> bool:
         return rung > 0 or tried < self.most
 
 
 class Seconds:
-    """About so many seconds from now on; each rung has at least one candidate."""
+    """About so many seconds from now on."""
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self.seconds = seconds
-        self.clock = clock
+        self.now = clock
         self.start = clock()
 
-    def admits(self, rung: int, tried: int) -> bool:
+    def admits(self, rung: int, tried: int, expected: float) -> bool:
         end = _ENDS[min(rung, len(_ENDS) - 1)] * self.seconds
-        return tried == 0 or self.clock() - self.start < end
+        return self.now() - self.start + expected < end
 
 
 def halve(
@@ -88,7 +95,8 @@ def halve(
     kind: Callable[[C], object] = lambda candidate: None,
     entering: Callable[[int, int], object] = lambda rung, count: None,
 ) -> None:
-    """Try candidates in their order on the first rung, and the better ones on the next ones.
+    """Try candidates in their order on the first rung, and the better ones on the next ones; on
+    each at least one, the fastest if there is no time for any.
 
     attempt: the score of a candidate, the higher the better, or None where it failed. kind:
     candidates compete with those of their own kind, until the last rung: what trains is worse with
@@ -96,15 +104,26 @@ def halve(
     wait for it.
     """
     waiting = list(candidates)
+    pace: dict[int, float] = {}  # seconds for an image and epoch, in the rung before
     for number, rung in enumerate(levels):
         if not waiting:
             return
         entering(number, len(waiting))
         scores: list[tuple[tuple[float, float], C]] = []
-        for tried, candidate in enumerate(waiting):
-            if not limit.admits(number, tried):
-                break
+        work = rung.images * rung.epochs
+        expected = [pace.get(id(candidate), 0.0) * work for candidate in waiting]
+        fastest = expected.index(min(expected))
+        tried = 0
+        for place, candidate in enumerate(waiting):
+            last = place == len(waiting) - 1
+            if not limit.admits(number, tried, expected[place]):
+                if tried or not last:
+                    continue
+                candidate = waiting[fastest]
+            tried += 1
+            start = limit.now()
             score = attempt(candidate, rung)
+            pace[id(candidate)] = (limit.now() - start) / work
             if score is not None:
                 scores.append((score, candidate))
         scores.sort(key=lambda found: found[0], reverse=True)
