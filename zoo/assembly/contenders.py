@@ -126,8 +126,10 @@ def _unlikely(
 
 
 def in_turn(specs: Sequence[FusionSpec]) -> list[Planned]:
-    """Each strategy as it is, kinds in turn so that few trials see all of them; then each with one
-    option changed."""
+    """Each strategy as it is, kinds in turn so that few trials see all of them, and last those that
+    need tokens or maps, which take another pass over the images; then each with one option
+    changed."""
+    specs = sorted(specs, key=lambda spec: spec.takes != "vectors")
     lines = [[Planned(spec, {}) for spec in specs if spec.kind == kind]
              for kind in ("outputs", "features", "weights")]
     changed = [[Planned(spec, each) for spec in specs if spec.kind == kind
