@@ -20,7 +20,8 @@ from zoo.datasets import ImageData
 from zoo.evaluation import predict
 from zoo.features import Features
 from zoo.fusion.norms import norm_keys
-from zoo.model import Member, Model
+from zoo.member import Member
+from zoo.model import Model
 from zoo.options import checked
 from zoo.specs import FusionSpec
 from zoo.store import network
