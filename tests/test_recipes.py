@@ -139,7 +139,7 @@ def test_names_and_options_are_told_all_at_once(tmp_path: Path) -> None:
         "18: target.transfer.hint: zoo/finetune: the option 'hint' is 'far': input should be a "
         "valid number",
         "20: fuse.strategy: no fusion is called 'zoo/tise'; did you mean 'zoo/ties', "
-        "'zoo/wise_ft' or 'zoo/fisher'?",
+        "'zoo/se' or 'zoo/wise_ft'?",
         "23: evaluate.attacks.fgms: no attack is called 'fgms'; did you mean 'fgsm'?",
         "23: evaluate.attacks.fgsm: fgsm: the option 'eps' must be given; its options are eps",
         "23: evaluate.attacks.pgd.eps: pgd: the option 'eps' is 'big': input should be a valid "
