@@ -30,7 +30,7 @@ from zoo.model import Model
 from zoo.registry import find
 from zoo.specs import FusionSpec
 
-HEAD = {"epochs": 30, "lr": 1e-3, "schedule": "cosine"}
+HEAD = {"epochs": 10, "lr": 1e-3, "schedule": "cosine"}
 
 
 def main() -> None:
