@@ -31,7 +31,8 @@ def fuse(
         help="Of each member, for a fusion of weights: a number, '[1, -0.5]' or "
              "'{layer4.*: [1, 0], *: 1}'.")] = None,
     norms: Annotated[str, typer.Option(
-        help="Batch norm after a fusion of weights: auto, pooled or reestimated.")] = "auto",
+        help="Batch norm after a fusion of weights: auto, pooled, reestimated, or repair, which "
+             "does without batch norm too.")] = "auto",
     search: Annotated[list[str] | None, typer.Option(
         help="For a fusion of weights, an option to find on the data: scale=0.3..1.5 or "
              "'density=[0.1, 0.2]'; may be repeated.")] = None,

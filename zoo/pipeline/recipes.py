@@ -151,7 +151,7 @@ class Fuse(_Open):
     strategy: str
     transfer: Transfer | None = None
     weight: list[float] | dict[str, Any] | None = None
-    norms: Literal["auto", "pooled", "reestimated"] | None = None
+    norms: Literal["auto", "pooled", "reestimated", "repair"] | None = None
     search: dict[str, Any] | None = None
     layer: str | list[str | list[str] | None] | None = None
     pool: str | list[str | None] | None = None
