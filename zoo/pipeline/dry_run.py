@@ -20,14 +20,13 @@ from zoo.backbones.layers import want_layers
 from zoo.building import build_net, without_weights
 from zoo.datasets import ImageData
 from zoo.errors import BadName, OptionError, PluginError, UnknownName, ZooError
+from zoo.merge_files.documents import Place, Problem
 from zoo.model import Model
 from zoo.names import Name, parse, suggest
 from zoo.options import checked, options_of
 from zoo.pipeline.recipes import (
     Backbone,
     Everything,
-    Place,
-    Problem,
     Recipe,
     Transfer,
     known_fields,

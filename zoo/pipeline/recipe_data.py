@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from zoo.datasets import ImageData, load_data
 from zoo.errors import ZooError
+from zoo.merge_files.documents import Place, Problem
 from zoo.names import Name, parse
-from zoo.pipeline.recipes import Data, Place, Problem, Recipe
+from zoo.pipeline.recipes import Data, Recipe
 from zoo.registry import find
 from zoo.specs import BackboneSpec
 from zoo.store import load
