@@ -151,13 +151,13 @@ def _statistics(
 
     def see(name: str, out: Tensor) -> Tensor | None:
         axis = layers[name]
-        rows = out.movedim(axis, -1)
-        flat = rows.flatten(0, -2).double()  # (B × places, C)
-        mean, variance = flat.mean(0), flat.var(0, correction=0)
+        others = [dim for dim in range(out.dim()) if dim != axis % out.dim()]
+        variance, mean = (each.double() for each in torch.var_mean(out, others, correction=0))
         means[name].append(mean)
         variances[name].append(variance)
         if targets is None:
             return None
+        rows = out.movedim(axis, -1)
         scale = targets[name].deviation / (variance + _EPS).sqrt()
         corrected = (rows - mean) * scale + targets[name].mean
         return corrected.to(out.dtype).movedim(-1, axis)
