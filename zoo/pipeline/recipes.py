@@ -21,6 +21,7 @@ from pydantic import (
 from zoo.errors import RecipeError
 from zoo.merge_files.documents import Document, Place, Problem, read_documents
 from zoo.names import DATA_SCHEMES, MODEL_SCHEMES, is_path, suggest
+from zoo.specs import FusionSpec
 
 
 class _Strict(BaseModel):
@@ -81,6 +82,7 @@ class AllData(_Strict):
 
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+SOURCE, TARGET = "source", "target"
 OneOrMore: TypeAlias = Annotated[int, Field(ge=1)]
 ZeroOrMore: TypeAlias = Annotated[int, Field(ge=0)]
 
@@ -140,11 +142,22 @@ class Everything(_Open):
     transfer: Transfer | None = None
 
 
+def _name_or_fusion(value: Any) -> str:
+    return "a name" if isinstance(value, str) else "a fusion"
+
+
 class Fuse(_Open):
     """A fusion strategy; further keys are its options. `transfer` trains what it adds; `weight`,
-    `norms`, `search`, `layer` and `pool` are those of `zoo.fuse`."""
+    `norms`, `search`, `layer` and `pool` are those of `zoo.fuse`.
+
+    members: source and target where nothing is said; else these names, models by name, path or
+    address, and fusions of their own. base: one of the same; the untrained source where nothing is
+    said.
+    """
 
     strategy: str
+    members: Annotated[list[Ingredient], Field(min_length=1)] | None = None
+    base: Ingredient | None = None
     transfer: Transfer | None = None
     weight: list[float] | dict[str, Any] | None = None
     norms: Literal["auto", "pooled", "reestimated", "repair"] | None = None
@@ -158,6 +171,40 @@ class Fuse(_Open):
         own = self.model_dump(include={"weight", "norms", "search", "layer", "pool"},
                               exclude_none=True)
         return {**own, **self.options}
+
+    @property
+    def ingredients(self) -> Iterator[tuple[Place, str | Fuse]]:
+        """The members and the base, and where each is written."""
+        for number, each in enumerate(self.members or (SOURCE, TARGET)):
+            yield (("members", str(number)) if self.members else ("strategy",)), each
+        if self.base is not None:
+            yield ("base",), self.base
+
+    @property
+    def others(self) -> Iterator[tuple[Place, str]]:
+        """Models that are no part of the recipe, and where each is written."""
+        for place, each in self.ingredients:
+            if isinstance(each, str) and each not in (SOURCE, TARGET):
+                yield place, each
+
+    def takes_base_first(self, spec: FusionSpec) -> bool:
+        """Whether the first of two members is the base, of a strategy for a point between a model
+        and the one that it started from."""
+        return spec.members[1] == 1 and self.base is None and len(self.members or (0, 0)) == 2
+
+    def fusions(self, place: Place) -> Iterator[tuple[Place, Fuse]]:
+        """This fusion and those in it, each with its place."""
+        yield place, self
+        for inner, each in self.ingredients:
+            if isinstance(each, Fuse):
+                yield from each.fusions((*place, *inner))
+
+
+Ingredient: TypeAlias = Annotated[
+    Annotated[str, Tag("a name")] | Annotated[Fuse, Tag("a fusion")],
+    Discriminator(_name_or_fusion),
+]
+Fuse.model_rebuild()
 
 
 class Evaluate(_Strict):
@@ -252,7 +299,8 @@ def _problem(error: Any, values: Any) -> Problem:
     loc: list[str] = []
     here = values
     for part in error["loc"]:
-        if isinstance(here, Mapping) and part in here:
+        if (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(
+                part, int)):
             loc.append(str(part))
             here = here[part]
     if error["type"] == "extra_forbidden":
@@ -270,6 +318,8 @@ def known_fields(place: Place) -> list[str]:
     """The fields that a recipe has at a place."""
     model: Any = Recipe
     for part in place:
+        if part.isdigit():  # an item of a list of the same
+            continue
         field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
         models = [] if field is None else list(_models(field.annotation))
         if not models:
