@@ -1,6 +1,7 @@
 """Test accuracy of every way of merging weights, on fine-tunes of one EfficientNet-Lite0.
 
-    python benchmarks/merge/accuracy.py --rows rows.jsonl --seeds 3
+    python benchmarks/merge/accuracy.py --rows rows.jsonl --seeds 0
+    python benchmarks/merge/accuracy.py --rows rows.jsonl --seeds 1 --skip long search regmean …
     python benchmarks/merge/accuracy.py --rows rows.jsonl --table
 
 ImageNet weights are probed on MNIST at 64 px; from that base, with its head, three members are
@@ -65,18 +66,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, required=True, help="where rows are kept, as JSON")
     parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--halves", nargs="+", default=[*LR], choices=[*LR])
     parser.add_argument("--train", type=int, default=3000, help="images, for all members together")
     parser.add_argument("--validation", type=int, default=400)
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--only", default="*", help="strategies, a pattern")
+    parser.add_argument("--skip", nargs="*", default=[], help="strategies to leave out, searches "
+                        "(search) and the long baseline (long), for further seeds")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if not given.table:
         test = zoo.load_data("zoo/mnist", split="test", limit=given.test, image_size=64)
-        for seed in range(given.seeds):
-            for half in LR:
+        for seed in given.seeds:
+            for half in given.halves:
                 one_seed(given, half, seed, test)
     print_table(given.rows)
 
@@ -123,7 +127,7 @@ def one_seed(given: argparse.Namespace, half: str, seed: int, test: Any) -> None
                      validation=accuracy(model, validation))
     for name, epochs in (("one model on all thirds, a member's steps", given.epochs // 3),
                          ("one model on all thirds, all members' steps", given.epochs)):
-        if rows.wants(name):
+        if rows.wants(name) and not (epochs == given.epochs and "long" in given.skip):
             model = tuned(base, train, half, seed, None, max(epochs, 1))
             rows.add(name, "", 0, accuracy=accuracy(model, test))
     if rows.wants("mean of outputs"):
@@ -133,10 +137,17 @@ def one_seed(given: argparse.Namespace, half: str, seed: int, test: Any) -> None
         spec = find(name, FusionSpec)
         started = base if "base" in spec.uses else None
         many = members[:spec.members[1]] if spec.members[1] else members
+        if name.removeprefix("zoo/") in given.skip:
+            continue
         for options in ({}, *VARIANTS.get(name, ())):
+            if "search" in options and "search" in given.skip:
+                continue
             row = spelled(name, options)
             again = "score" in spec.uses or "search" in options  # they choose under a treatment
-            for norms in ("pooled", "reestimated", *(["repair"] if name in REPAIRED else [])):
+            few = name in REPAIRED
+            # New statistics destroy every merge of members with frozen ones: once is enough.
+            for norms in ("pooled", *(["reestimated"] if few or half == "trained" or not seed
+                                      else []), *(["repair"] if few else [])):
                 if not rows.wants(row, norms):
                     continue
                 begun = time.perf_counter()
