@@ -361,6 +361,8 @@ class TestNorms:
         with pytest.raises(OptionError, match=message):
             zoo.fuse(["timm/test_resnet"] * members, strategy, norms="repair",
                      data=data and data(4))
+        with pytest.raises(OptionError, match="norms is 'repair' and the option 'repair' is false"):
+            zoo.fuse(["timm/test_resnet"] * 2, "rebasin", norms="repair", repair=False)
 
     def test_without_batch_norm_auto_looks_only_between_basins(
         self, monkeypatch: pytest.MonkeyPatch

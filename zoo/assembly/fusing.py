@@ -172,6 +172,9 @@ def _repairing(
     """The options for norms="repair": of a strategy that moves units and repairs by itself, with
     its own. Raises OptionError where nothing can be repaired."""
     if any(option.name == "repair" and option.type == "bool" for option in options_of(spec)):
+        if options.get("repair") is False:
+            raise OptionError(spec.name, "norms is 'repair' and the option 'repair' is false; "
+                              "choose one")
         options = {**({} if "repair" in search else {"repair": True}), **options}
     elif not can_repair(spec, members):
         why = ("needs two members or more" if members < 2 else

@@ -189,7 +189,9 @@ def settled(
     net = network(model)
     ways = ["reestimated"] if norms in ("auto", "reestimated") and norm_keys(net) else []
     ways += ["repaired"] if norms in ("auto", "repair") and members is not None else []
-    if not ways or norms == "auto":
+    if not ways:
+        return accuracy(model, held_out), ""
+    if norms == "auto":
         ways = ["", *ways]
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     best: tuple[tuple[float, float], str, dict[str, Tensor]] | None = None
