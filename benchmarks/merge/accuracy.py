@@ -51,7 +51,9 @@ AUGMENTATIONS: tuple[Any, ...] = (
 # By the members' accuracy on validation images, among 1e-4, 3e-4; 5e-4, 1e-3.
 LR = {"frozen": 1e-4, "trained": 1e-3}
 # Beside the defaults of every strategy.
-REPAIRED = ("zoo/average", "zoo/ties", "zoo/task_arithmetic")
+REPAIRED = tuple(f"zoo/{name}" for name in (
+    "average", "breadcrumbs", "consensus", "dare_linear", "iso_c", "lines", "pcb", "sce",
+    "task_arithmetic", "ties"))
 VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "zoo/task_arithmetic": ({"scale": 1 / 3}, {"search": {"scale": "0.1..1.0"}}),
     "zoo/ties": ({"search": {"scale": "0.2..1.5"}},),
@@ -144,10 +146,11 @@ def one_seed(given: argparse.Namespace, half: str, seed: int, test: Any) -> None
                 continue
             row = spelled(name, options)
             again = "score" in spec.uses or "search" in options  # they choose under a treatment
-            few = name in REPAIRED
+            few = name in REPAIRED and not options
             # New statistics destroy every merge of members with frozen ones: once is enough.
-            for norms in ("pooled", *(["reestimated"] if few or half == "trained" or not seed
-                                      else []), *(["repair"] if few else [])):
+            ways = ["pooled", *(["reestimated"] if half == "trained" or not seed else []),
+                    *(["repair"] if few else [])]
+            for norms in ways:
                 if not rows.wants(row, norms):
                     continue
                 begun = time.perf_counter()
