@@ -109,6 +109,11 @@ def test_where_all_have_names_the_result_is_what_no_other_needs() -> None:
     assert equal(run(named), merge_stages(read_config("m.yml"), "again"))
 
 
+def test_a_name_may_be_needed_deep_in_another_and_have_any_letters() -> None:
+    run("name: my/merge\nstrategy: slerp\nmembers: [a, b]\n---\nname: end\nstrategy: average\n"
+        "members: [c, {strategy: slerp, members: [my/merge, a]}]\n")
+
+
 def test_our_documents_have_names_too_and_each_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
@@ -173,7 +178,7 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(("text", "told"), [
     ("", "m.yml: is empty"),
     ("[1]", "m.yml:1: expected a mapping"),
-    ("name: x/y\nstrategy: average", "1: name: is 'x/y', expected letters"),
+    ("name: [x]\nstrategy: average", "1: name: is \\['x'\\], expected text"),
     ("name: x\nmerge_method: linear\n---\nname: x\nmerge_method: linear",
      "4: name: 'x' is the name of two merges"),
     ("strategy: average\nmembers: [a, b]\n---\nstrategy: average\nmembers: [a, b]",

@@ -17,7 +17,7 @@ from zoo.errors import OptionError, RecipeError, ZooError
 from zoo.fusion.planning import check_count
 from zoo.merge_files.documents import Document, Place, Problem, read_documents
 from zoo.merge_files.mergekit import mergekit_arguments
-from zoo.merge_files.stages import Stage
+from zoo.merge_files.stages import Stage, before
 from zoo.names import is_path, suggest
 from zoo.options import checked, options_of
 from zoo.registry import find
@@ -25,7 +25,6 @@ from zoo.specs import FusionSpec
 
 _FIELDS = ("strategy", "members", "base", "weight", "dtype", "rounding", "seed")
 _ROUNDINGS = ("nearest", "stochastic")
-_NAME = re.compile(r"[\w][\w.-]*")
 
 
 def read_config(file: str | os.PathLike[str]) -> Stage:
@@ -51,9 +50,8 @@ class _Reader:
             name = document.values.get("name")
             if name is None:
                 continue
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise document.error([(("name",), f"is {name!r}, expected letters, digits, '.', "
-                                       "'_' and '-'")])
+            if not isinstance(name, str):
+                raise document.error([(("name",), f"is {name!r}, expected text")])
             if name in self.named:
                 raise document.error([(("name",), f"{name!r} is the name of two merges")])
             self.named[name] = document
@@ -73,7 +71,7 @@ class _Reader:
         else:
             stages = {name: self.by_name(name, document, ("name",))
                       for name, document in self.named.items()}
-            needed = {each for stage in stages.values() for each in stage.needed}
+            needed = {each for stage in stages.values() for each in before(stage)}
             ends = [name for name, stage in stages.items() if stage not in needed]
             if len(ends) > 1:
                 raise self.named[ends[1]].error([(("name",), f"{ends[0]!r} and {ends[1]!r} are "

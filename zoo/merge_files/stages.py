@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ from zoo.progress import say
 from zoo.registry import find
 from zoo.specs import FusionSpec
 from zoo.tensors import StoredTensors, open_tensors
+
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,35 +52,37 @@ def merge_stages(last: Stage, out: str | os.PathLike[str], **arguments: Any) -> 
     are damaged or missing, OptionError for weights that do not fit.
     """
     out = Path(out).expanduser()
-    order = [*dict.fromkeys(_before(last))]
-    shared: dict[str, Any] = {name: value for name, value in arguments.items()
-                              if name in ("threads", "seed", "rounding", "hashes")}
-    if order:
-        _check([*order, last], out)
+    order = [*dict.fromkeys(before(last))]
+    made: dict[Stage, str] = {}
+
+    def place_of(each: str | Stage) -> str:
+        return made[each] if isinstance(each, Stage) else each
+
+    def run(stage: Stage, place: Path, more: Mapping[str, Any]) -> Path:
+        base = {} if stage.base is None else {"base": place_of(stage.base)}
+        return merge([place_of(each) for each in stage.inputs], stage.strategy, out=place,
+                     **{**more, **stage.arguments, **base})
+
+    if not order:
+        return run(last, out, arguments)
+    _check([*order, last], out)
+    shared = {name: value for name, value in arguments.items()
+              if name in ("threads", "seed", "rounding", "hashes")}
     with folder_beside(out) as folder:
-        made: dict[Stage, str] = {}
-
-        def place_of(each: str | Stage) -> str:
-            return made[each] if isinstance(each, Stage) else each
-
-        def run(stage: Stage, place: Path, more: Mapping[str, Any]) -> Path:
-            base = {} if stage.base is None else {"base": place_of(stage.base)}
-            return merge([place_of(each) for each in stage.inputs], stage.strategy, out=place,
-                         **{**more, **stage.arguments, **base})
-
         for number, stage in enumerate(order, 1):
             say(f"merge {number} of {len(order) + 1}: {stage.name}")
+            place = folder / f"{number}-{_NOT_IN_NAMES.sub('-', stage.name)}"
             with warnings.catch_warnings():  # the last merge says it
                 warnings.filterwarnings("ignore", message="batch norm's statistics were pooled")
-                made[stage] = str(run(stage, folder / f"{number}-{stage.name}", shared))
+                made[stage] = str(run(stage, place, shared))
         return run(last, out, arguments)
 
 
-def _before(stage: Stage) -> Iterator[Stage]:
+def before(stage: Stage) -> Iterator[Stage]:
     """The stages that this one needs, each after those that it needs itself."""
     for each in stage.needed:
         if isinstance(each, Stage):
-            yield from _before(each)
+            yield from before(each)
             yield each
 
 
