@@ -256,9 +256,10 @@ def _fuse(recipe: Recipe, part: Fuse) -> None:
     spec = find(part.strategy, FusionSpec)
     given = part.members or [SOURCE, TARGET]
     members = [_network(seed) for seed in range(min(len(given), spec.members[1] or len(given)))]
+    parts: dict[str, Backbone] = {SOURCE: recipe.source, TARGET: recipe.target}
     for each, (layers, _) in zip(given, choices_of(spec, len(given), part.layer, part.pool),
                                  strict=True):
-        own = {SOURCE: recipe.source, TARGET: recipe.target}.get(str(each))
+        own = parts.get(each) if isinstance(each, str) else None
         net = _build(recipe, own) if layers and own else None
         if net is not None and own is not None:
             want_layers(net, own.backbone, layers)
