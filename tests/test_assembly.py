@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import zoo
+from zoo.datasets import load_data
 from zoo.errors import (
     FusionError,
     NotFitted,
@@ -165,7 +166,7 @@ class TestEveryFusion:
         (2, "mean", {"weight": [1, 2]}, OptionError, "weight belongs to fusions of weights"),
         (2, "mean", {"norms": "pooled"}, OptionError, "norms belongs to fusions of weights"),
         (2, "average", {"norms": "best"}, OptionError,
-         "norms is 'best', expected auto or pooled or reestimated"),
+         "norms is 'best', expected auto or pooled or reestimated or repair"),
         (2, "mean", {"num_classes": 7}, OptionError,
          "the members keep their heads, for 4 classes.*fuse features to get a new head"),
         (2, "average", {"classes": LETTERS}, OptionError, "the members keep their heads"),
@@ -301,27 +302,79 @@ class TestNorms:
         with pytest.raises(OptionError, match="norms='reestimated' needs images; pass data="):
             zoo.fuse(members, "average", norms="reestimated")
 
-    @pytest.mark.parametrize("better", ["pooled", "reestimated"])
+    @pytest.mark.parametrize(("scores", "better"), [
+        ((0.5, 0.4, 0.4), "pooled"), ((0.5, 0.5, 0.5), "reestimated"),
+        ((0.4, 0.5, 0.6), "repaired"),
+    ])
     def test_auto_takes_what_is_better_on_held_out_data(
-        self, better: str, monkeypatch: pytest.MonkeyPatch
+        self, scores: tuple[float, ...], better: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The score says which; the statistics must then be those."""
-        scores = iter([(0.5, 0.0), (0.4 if better == "pooled" else 0.6, 0.0)])
+        """The score says which; the network must then be that one."""
+        left = [(score, 0.0) for score in scores]
         held: list[int] = []
 
         def score(model: Model, data: Any) -> tuple[float, float]:
             held.append(len(data))
-            return next(scores)
+            return left.pop(0)
 
         monkeypatch.setattr("zoo.assembly.given.accuracy", score)
         members = [build("test_resnet", seed=seed) for seed in (1, 2)]
         fused = zoo.fuse(members, "average", data=labelled(16))
         pooled = zoo.fuse(members, "average", norms="pooled")
-        assert held == [8, 8]
+        assert held == [8, 8, 8]
         assert next(fused.each_member()).norms == better
-        equal = [torch.equal(tensor, pooled.state_dict()[key])
-                 for key, tensor in fused.state_dict().items() if "running_mean" in key]
-        assert all(equal) if better == "pooled" else not any(equal)
+
+        def same(*parts: str) -> bool:
+            return all(torch.equal(tensor, pooled.state_dict()[key])
+                       for key, tensor in fused.state_dict().items() if key.endswith(parts))
+
+        assert same("running_mean", "running_var") == (better == "pooled")
+        assert same("weight", "bias") == (better != "repaired")
+
+    def test_repair_keeps_what_frozen_batch_norm_computes(self) -> None:
+        """A network's own statistics are not those of its activations: new ones change what it
+        computes, repair of two copies does not."""
+        member = build("test_resnet", seed=1)
+        for norm in member.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2)
+        data = labelled(16)
+        repaired, changed = (zoo.fuse([member, member], "average", norms=norms, data=data)
+                             for norms in ("repair", "reestimated"))
+        with torch.no_grad():
+            wanted, *found = [model(data.tensors[0]) for model in (member, repaired, changed)]
+        assert (found[0] - wanted).abs().max() < 0.01 * (found[1] - wanted).abs().max()
+        assert next(repaired.each_member()).norms == "repaired"
+
+    @pytest.mark.parametrize(("strategy", "members", "data", "message"), [
+        ("average", 2, None, "norms='repair' needs images; pass data="),
+        ("rebasin", 2, None, "norms='repair' needs images; pass data="),
+        ("swa", 1, labelled, "norms='repair' needs two members or more; 'reestimated' and"),
+        ("zipit", 2, labelled, "norms='repair' needs members that stay as they are, and zoo/zipit"),
+        ("greedy_soup", 2, labelled, "members with known shares, and zoo/greedy_soup chooses"),
+        ("mean", 2, None, "norms belongs to fusions of weights"),
+    ])
+    def test_what_cannot_be_repaired_is_said_before_any_work(
+        self, strategy: str, members: int, data: Any, message: str
+    ) -> None:
+        with pytest.raises(OptionError, match=message):
+            zoo.fuse(["timm/test_resnet"] * members, strategy, norms="repair",
+                     data=data and data(4))
+        with pytest.raises(OptionError, match="norms is 'repair' and the option 'repair' is false"):
+            zoo.fuse(["timm/test_resnet"] * 2, "rebasin", norms="repair", repair=False)
+
+    def test_without_batch_norm_auto_looks_only_between_basins(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: list[Any] = []
+        monkeypatch.setattr("zoo.assembly.given.load_data",
+                            lambda data, **_: opened.append(data) or load_data(data))
+        data = labelled(16)
+        zoo.fuse([build(seed=1), build(seed=1)], "average", data=data)
+        assert not opened
+        zoo.fuse([build(seed=1), build(seed=2)], "average", data=data)
+        assert len(opened) == 1
 
 
 class TestFeatures:

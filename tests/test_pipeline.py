@@ -132,6 +132,43 @@ def test_a_new_version_makes_every_step_anew(
     assert kept(zoo.run(TINY, first.out, device="cpu").report) == []
 
 
+def test_a_fusion_may_be_a_member_of_the_next(tmp_path: Path) -> None:
+    """Each is a step of its own, and gives what fusing by hand gives."""
+    inner = {"strategy": "wise_ft", "members": ["target"], "base": "source", "alpha": 0.25}
+    recipe = changed(target=SAME, update=None, fuse={
+        "strategy": "average", "weight": [1, 3], "members": ["source", inner]})
+    made = zoo.run(recipe, tmp_path / "run", device="cpu")
+    source, target, moved = (
+        zoo.load(next(tmp_path.glob(f"run/steps/{name}-{KEY}")), device="cpu")
+        for name in ("source", "target", "fused-2"))
+    by_hand = zoo.fuse([target], "wise_ft", base=source, alpha=0.25)
+    whole = zoo.fuse([source, by_hand], "average", weight=[1, 3])
+    for found, wanted in ((moved, by_hand), (made.model, whole)):
+        for key, tensor in wanted.state_dict().items():
+            torch.testing.assert_close(found.state_dict()[key], tensor)
+    sources = made.model.recipe["sources"]
+    assert sources[1]["recipe"]["strategy"] == "zoo/wise_ft"
+    begun = {each.name for each in tmp_path.glob("run/steps/fused-*")}
+    recipe["fuse"]["weight"] = [1, 1]
+    again = zoo.run(recipe, tmp_path / "run", device="cpu")
+    assert kept(again.report) == ["source", "target", "everything"]
+    new = {each.name for each in tmp_path.glob("run/steps/fused-*")} - begun
+    assert not [name for name in new if name.startswith("fused-2")]  # it was kept
+
+
+def test_other_models_may_be_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = zoo.backbone("zoo/mnist_cnn", num_classes=10, image_size=16, seed=3, device="cpu")
+    zoo.save(other, "other")
+    recipe = changed(fuse={"strategy": "mean", "members": ["source", "target", "./other"]},
+                     update=None)
+    made = zoo.run(recipe, "run", device="cpu")
+    assert len(made.model.members) == 3
+    assert made.model.image_size == 16
+    zoo.save(zoo.backbone("zoo/mnist_cnn", num_classes=10, seed=4, device="cpu"), "other")
+    assert "fused" not in kept(zoo.run(recipe, "run", device="cpu").report)
+
+
 PLUGIN = """
 import zoo
 

@@ -237,6 +237,13 @@ def test_networks_of_different_seeds_fuse_by_name() -> None:
     assert accuracy("rebasin") > ends - 0.05
     assert accuracy("rebasin", matching="activations", data=train) > ends - 0.05
     assert accuracy("rebasin", repair=True, data=train) > ends - 0.05
+    assert accuracy("average", norms="repair", data=train) == accuracy("repair", data=train)
+    by_itself = zoo.fuse(members, "average", data=train)
+    assert next(by_itself.each_member()).norms == "repaired"
+    assert zoo.evaluate(by_itself, test).accuracy > accuracy("average") + 0.1
+    aligned = zoo.fuse(members, "rebasin", norms="repair", data=train)
+    assert aligned.fusion.options["repair"] is True
+    assert zoo.evaluate(aligned, test).accuracy == accuracy("rebasin", repair=True, data=train)
 
 
 def test_vision_transformers_fuse_by_name() -> None:

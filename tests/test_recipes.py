@@ -179,6 +179,57 @@ def test_what_cannot_be_done_together(tmp_path: Path) -> None:
                     ) == ["17: fuse.norms: zoo/mean fuses no weights; leave it out"]
 
 
+NESTED = ("strategy: ties\n  density: 0.5", """strategy: average
+  weight: [1, 2]
+  members:
+    - source
+    - {strategy: ties, density: 0.5, members: [target, source]}""")
+
+
+def test_members_may_be_fusions(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace(*NESTED))
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    dry_run(recipe)
+    assert [place for place, _ in recipe.fuse.fusions(("fuse",))] == [
+        ("fuse",), ("fuse", "members", "1")]
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    (("strategy: ties", "strategy: tise"), ["20: fuse.members.1.strategy: no fusion is called"]),
+    (("strategy: ties", "strateg: ties"), [
+        "20: fuse.members.1.strategy: is missing"]),
+    (("density: 0.5", "density: 2"), ["20: fuse.members.1.density: ties: density is 2"]),
+    (("density: 0.5", "desnity: 2"), ["20: fuse.members.1.desnity: zoo/ties has no such option; did"
+                                      " you mean 'density'?"]),
+    (("density: 0.5", "members: [sorce]"), ["20: fuse.members.1.members: stands here twice"]),
+    (("[target, source]", "[target, sorce]"), ["20: fuse.members.1.members.1: no backbone is"]),
+    (("[target, source]", "[target, ./gone]"), [
+        "20: fuse.members.1.members.1: there is no file or folder "]),
+    (("[target, source]", "[]"), ["20: fuse.members.1.members: list should have at least 1 item"]),
+    (("[target, source]", "[1, target]"), [
+        "20: fuse.members.1.members.0: input should be a valid"]),
+    (("    - source\n", ""), ["18: fuse.members: zoo/average cannot fuse"]),
+    (("  weight: [1, 2]", "  weight: [1, 2, 3]"), ["17: fuse.weight: "]),
+    (("  weight: [1, 2]", "  base: source"), [
+        "17: fuse.base: zoo/average does not use a base; leave it out"]),
+    (("{strategy: ties, density: 0.5,", "{strategy: concat,"), [
+        "20: fuse.members.1: zoo/average fuses weights, and this is a fusion of features"]),
+    (("{strategy: ties, density: 0.5,", "{strategy: concat, transfer: {method: probe},"), [
+        "20: fuse.members.1.transfer.method: no transfer is called 'probe'"]),
+    (("  from: source", "  from: source\n  width: 2"), [
+        "17: fuse.strategy: zoo/average fuses weights, and the source",
+        "21: fuse.members.1.strategy: zoo/ties fuses weights, and the source"]),
+])
+def test_what_is_wrong_in_a_member_is_told_there(
+    tmp_path: Path, change: tuple[str, str], told: list[str]
+) -> None:
+    recipe = RECIPE.replace(*NESTED)
+    found = problems(tmp_path, change, recipe=recipe)
+    assert len(found) == len(told), found
+    for line in told:
+        assert any(each.startswith(line) for each in found), found
+
+
 def test_unlabelled_images_that_nothing_learns_from(tmp_path: Path) -> None:
     recipe = copy.deepcopy(DATA)
     recipe["data"]["target"]["unlabelled"] = "zoo/digits"

@@ -148,6 +148,11 @@ def test_batch_norm_of_every_candidate_is_settled() -> None:
                     search={"scale": [0.5, 1.0]})
     assert {each["norms"] for each in made.recipe["search"]["fusions"]} == {"reestimated"}
     assert {each["norms"] for each in made.recipe["search"]["members"]} == {"reestimated"}
+    made = zoo.fuse([one, two], "task_arithmetic", base=one, data=data, norms="repair",
+                    search={"scale": [0.5, 1.0]})
+    assert {each["norms"] for each in made.recipe["search"]["fusions"]} == {"repaired"}
+    made = zoo.fuse([one, two], "rebasin", data=data, norms="repair", search={"restarts": [1, 2]})
+    assert {each["norms"] for each in made.recipe["search"]["fusions"]} == {"repaired"}
 
 
 def test_strategies_that_learn_never_see_the_judging_half() -> None:

@@ -87,6 +87,21 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder beside `path` for what is only needed on the way to it; deleted at the end,
+    and after a kill by the next writer of `path`."""
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _delete_leftovers(path)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def current_folder(path: Path) -> Path:
     """`path`, or where the folder lies while its replacement was cut short."""
     aside = _aside(path.resolve())

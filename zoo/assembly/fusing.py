@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 from zoo.assembly.choosing import Layer, Pool, choices_of
-from zoo.assembly.given import Norms, opened
+from zoo.assembly.given import Norms, can_repair, opened
 from zoo.assembly.members import (
     asked_classes,
     base_of,
@@ -29,7 +29,7 @@ from zoo.errors import FusionError, OptionError
 from zoo.fusion.planning import check_count
 from zoo.fusion.weighting import Weight
 from zoo.model import Model
-from zoo.options import checked
+from zoo.options import checked, options_of
 from zoo.registry import find, load
 from zoo.specs import FusionSpec
 from zoo.store import network
@@ -70,8 +70,10 @@ def fuse(
     data: labelled images that nothing was trained on and no test will use, for strategies that
         learn and for `norms`; others leave it alone.
     weight: for a fusion of weights: a number per member, or `{pattern: number(s)}` over tensors.
-    norms: running statistics of batch norm after a fusion of weights: `"pooled"` over the members,
-        `"reestimated"` on data, or whichever is better on a held-out part of the data (auto).
+    norms: of activations after a fusion of weights: batch norm's running statistics `"pooled"`
+        over the members or `"reestimated"` on data; `"repair"` gives each channel the mean and
+        the deviation again that it has in the members, on data, without batch norm too; or
+        whichever is best on a held-out part of the data (auto).
     search: for a fusion of weights: options whose values are to be found on `data`, each with a
         list to try or a range to search: `{"density": [0.1, 0.2], "scale": "0.3..1.5"}` (or
         `(0.3, 1.5)`). The best member is a candidate too and wins where it is better; the recipe
@@ -92,6 +94,9 @@ def fuse(
                                                     has_data=data is not None)
     values = checked(spec, options) if space is None else {}
     _check_arguments(spec, members, base, weight, norms, image_size)
+    if norms == "repair":
+        options = _repairing(spec, len(members), options, search or {}, has_data=data is not None)
+        values = checked(spec, options) if space is None else {}
     names = asked_classes(spec.name, num_classes, classes)
     if names is not None and spec.kind == "choice":
         raise OptionError(spec.name, "its classes are those of the data; leave num_classes and "
@@ -118,10 +123,10 @@ def fuse(
                                    device=where, data=data, norms=norms)
             fused, values, report, told = found.model, found.options, found.report, found.told
         elif spec.kind == "weights":
-            images = opened(spec, models[0], chosen, data, norms)
-            fused, report = fuse_weights(spec, models, started_from, weight, values, seed=seed,
-                                         device=where, images=images, norms=norms)
-            settle_norms(fused, norms, images)
+            images = opened(spec, models, chosen, data, norms)
+            fused, report, kept = fuse_weights(spec, models, started_from, weight, values,
+                                               seed=seed, device=where, images=images, norms=norms)
+            settle_norms(fused, norms, images, kept)
         else:
             fused = put_side_by_side(spec, models, chosen, values, choices)
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
@@ -158,6 +163,28 @@ def _check_arguments(
     if image_size is not None and not any(is_name(member) for member in (*members, base)):
         raise OptionError(spec.name, "image_size is for members that are names, and none is; "
                           "leave it out")
+
+
+def _repairing(
+    spec: FusionSpec, members: int, options: Mapping[str, Any], search: Collection[str], *,
+    has_data: bool,
+) -> dict[str, Any]:
+    """The options for norms="repair": of a strategy that moves units and repairs by itself, with
+    its own. Raises OptionError where nothing can be repaired."""
+    if any(option.name == "repair" and option.type == "bool" for option in options_of(spec)):
+        if options.get("repair") is False:
+            raise OptionError(spec.name, "norms is 'repair' and the option 'repair' is false; "
+                              "choose one")
+        options = {**({} if "repair" in search else {"repair": True}), **options}
+    elif not can_repair(spec, members):
+        why = ("needs two members or more" if members < 2 else
+               f"needs members that stay as they are, and {spec.name} moves their units"
+               if "graph" in spec.uses else
+               f"needs members with known shares, and {spec.name} chooses by itself who is in it")
+        raise OptionError("fuse", f"norms='repair' {why}; 'reestimated' and 'auto' do without")
+    if not has_data:
+        raise OptionError("fuse", "norms='repair' needs images; pass data=")
+    return dict(options)
 
 
 def _class_names(

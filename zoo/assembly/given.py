@@ -5,23 +5,37 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from zoo.backbones.semantics import classifier_keys
 from zoo.datasets import ImageData, load_data, loader, to_unit
-from zoo.errors import DataError
+from zoo.errors import DataError, FusionError
 from zoo.evaluation import predict
 from zoo.fusion.norms import norm_keys, reestimate
+from zoo.fusion.precision import widened
 from zoo.measures import measure
 from zoo.model import Model
 from zoo.specs import FusionSpec
 from zoo.store import network
 
-Norms = Literal["auto", "pooled", "reestimated"]
+Norms = Literal["auto", "pooled", "reestimated", "repair"]
 
 _BATCH = 64
+_REPAIRED_ON = 2048  # images, where repair is one of several candidates
+SEPARATE = 0.5  # cosine of weights below which networks count as separately started
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """What repair needs of those that were fused: their states, with the fusion's channels, and
+    how much of each is in it."""
+
+    states: Sequence[Mapping[str, Tensor]]
+    shares: Sequence[float]
 
 
 class Inputs:
@@ -54,27 +68,61 @@ class Labels:
 
 
 def opened(
-    spec: FusionSpec, model: Model, classes: Sequence[str], data: Any, norms: Norms
+    spec: FusionSpec, models: Sequence[Model], classes: Sequence[str], data: Any, norms: Norms
 ) -> ImageData | None:
     """The data of a fusion of weights at the members' size, for all that looks at them: with
-    labels where the strategy or batch norm needs them, or the strategy can use them and there are
-    some. None where nothing looks.
+    labels where the strategy or batch norm needs them, or the strategy or a repair can use them
+    and there are some. None where nothing looks.
 
-    model: one of the members. classes: of the fused model. data: as `zoo.fuse` is given it.
+    models: the members. classes: of the fused model. data: as `zoo.fuse` is given it.
     """
-    choosing = norms != "pooled" and bool(norm_keys(network(model)))
-    asked = spec.uses | spec.can_use
-    if data is None or not (choosing or asked & {"data", "labels", "score"}):
+    if data is None:
         return None
-    needed = bool(spec.uses & {"labels", "score"}) or (choosing and norms == "auto")
+    normed = norms != "pooled" and bool(norm_keys(network(models[0])))
+    repairing = wants_repair(spec, models, norms)
+    asked = spec.uses | spec.can_use
+    if not (normed or repairing or asked & {"data", "labels", "score"}):
+        return None
+    needed = bool(spec.uses & {"labels", "score"}) or (normed and norms == "auto")
+    wanted = bool(asked & {"labels", "score"}) or (repairing and norms == "auto")
+    size = models[0].image_size
     try:
-        images = load_data(data, role="train", image_size=model.image_size,
-                           labelled=needed or bool(asked & {"labels", "score"}))
+        images = load_data(data, role="train", image_size=size, labelled=needed or wanted)
     except DataError:
         if needed:
             raise
-        images = load_data(data, role="train", image_size=model.image_size, labelled=False)
+        images = load_data(data, role="train", image_size=size, labelled=False)
     return images if images.labels is None else images.with_classes(classes)
+
+
+def can_repair(spec: FusionSpec, members: int) -> bool:
+    """Whether the fusion's channels are those of its members, and their shares are known: not
+    where units move, or where a search decides who is in it."""
+    return members > 1 and not spec.uses & {"graph", "score"}
+
+
+def wants_repair(spec: FusionSpec, models: Sequence[Model], norms: Norms) -> bool:
+    """Whether repair is asked for, or (auto) may help: always with batch norm, and in networks
+    without it between members from different basins, where activations lose their variance."""
+    if not can_repair(spec, len(models)) or norms not in ("auto", "repair"):
+        return False
+    return norms == "repair" or bool(norm_keys(network(models[0]))) or _apart(models)
+
+
+def _apart(models: Sequence[Model]) -> bool:
+    """Whether the weights of two of these point in directions of their own, as after separate
+    starts. Scales and biases start alike everywhere and are left out."""
+    net = network(models[0])
+    heads = classifier_keys(net)
+    keys = [key for key, tensor in net.state_dict().items()
+            if tensor.is_floating_point() and tensor.ndim > 1 and key not in heads]
+    gram = torch.zeros(len(models), len(models), dtype=torch.float64)
+    states = [network(model).state_dict() for model in models]
+    for key in keys:
+        rows = torch.stack([state[key].flatten().cpu().float() for state in states])
+        gram += (rows @ rows.T).double()
+    lengths = gram.diagonal().sqrt()
+    return bool(keys) and bool((gram < SEPARATE * lengths[:, None] * lengths).any())
 
 
 def keywords(
@@ -129,23 +177,62 @@ def score_of(
 
 
 def settled(
-    model: Model, images: ImageData, held_out: ImageData, norms: Norms
-) -> tuple[tuple[float, float], bool]:
-    """Choose batch norm's running statistics, in place: those that are there, those of the images,
-    or (auto) what is better on held-out ones. Gives the accuracy and the negative NLL on these,
-    and whether the statistics are new."""
+    model: Model, images: ImageData, held_out: ImageData, norms: Norms,
+    members: Members | None = None,
+) -> tuple[tuple[float, float], str]:
+    """Choose how activations are normalised, in place: as they are, by statistics of the images,
+    repaired, or (auto) what is best on held-out images.
+
+    members: for repair, where it is possible. Gives the accuracy and the negative NLL on the
+    held-out images, and what was done: "" (nothing), "reestimated" or "repaired".
+    """
     net = network(model)
-    keys = norm_keys(net)
-    if not keys or norms == "pooled":
-        return accuracy(model, held_out), False
-    old = {key: tensor.clone() for key, tensor in net.state_dict().items() if key in keys}
-    before = accuracy(model, held_out) if norms == "auto" else (-1.0, 0.0)
-    reestimate_norms(model, images)
-    after = accuracy(model, held_out)
-    if after >= before:
-        return after, True
-    net.load_state_dict(old, strict=False)
-    return before, False
+    ways = ["reestimated"] if norms in ("auto", "reestimated") and norm_keys(net) else []
+    ways += ["repaired"] if norms in ("auto", "repair") and members is not None else []
+    if not ways:
+        return accuracy(model, held_out), ""
+    if norms == "auto":
+        ways = ["", *ways]
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    best: tuple[tuple[float, float], str, dict[str, Tensor]] | None = None
+    for way in ways:
+        net.load_state_dict(before)
+        if way == "reestimated":
+            reestimate_norms(model, images)
+        elif way == "repaired":
+            assert members is not None
+            try:
+                repair_norms(model, members, images.take(_REPAIRED_ON))
+            except FusionError:  # there is no layer to correct
+                if norms != "auto":
+                    raise
+                continue
+        score = accuracy(model, held_out)
+        # Of equal ones, statistics of the images go before pooled ones, and less work before more.
+        if best is None or score > best[0] or (score == best[0] and way == "reestimated"):
+            best = score, way, {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    assert best is not None
+    net.load_state_dict(best[2])
+    return best[0], best[1]
+
+
+def repair_norms(model: Model, members: Members, images: ImageData) -> None:
+    """Give the channels their mean and deviation in the members again, in place."""
+    from zoo.fusion.align.repairing import repaired
+
+    net = network(model)
+    fused = _widened(net.state_dict())
+    wide = copy.deepcopy(model).eval()
+    if all(parameter.dtype != torch.float64 for parameter in wide.parameters()):
+        wide.float()
+    net.load_state_dict(repaired(
+        network(wide), fused, [{**fused, **_widened(state)} for state in members.states],
+        members.shares, Inputs(wide, images)))
+
+
+def _widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: widened(tensor) if tensor.is_floating_point() else tensor
+            for key, tensor in state.items()}
 
 
 def reestimate_norms(model: Model, images: ImageData) -> None:

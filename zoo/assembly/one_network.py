@@ -11,15 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.assembly.given import Norms, keywords, reestimate_norms, settled
+from zoo.assembly.given import (
+    Members,
+    Norms,
+    keywords,
+    reestimate_norms,
+    repair_norms,
+    settled,
+    wants_repair,
+)
 from zoo.backbones.semantics import classifier_keys
 from zoo.blueprints import Fusion
 from zoo.datasets import ImageData
 from zoo.errors import FusionError, OptionError
+from zoo.fusion.align.repairing import shares_of
 from zoo.fusion.heads import align_base, align_heads, join_heads
 from zoo.fusion.merging import merge_states
 from zoo.fusion.norms import norm_keys
-from zoo.fusion.weighting import Weight
+from zoo.fusion.weighting import Weight, resolve_weights
 from zoo.model import Model
 from zoo.registry import load
 from zoo.specs import FusionSpec
@@ -30,10 +39,10 @@ def fuse_weights(
     spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
     values: Mapping[str, Any], *, seed: int, device: torch.device, images: ImageData | None,
     norms: Norms,
-) -> tuple[Model, dict[str, Any]]:
-    """A copy of the first model with the fused weights, on this device, and what the strategy
-    reports. Classifiers are matched by label name; of members that know different labels they are
-    joined."""
+) -> tuple[Model, dict[str, Any], Members | None]:
+    """A copy of the first model with the fused weights, on this device; what the strategy reports;
+    and the members, where repair is wanted. Classifiers are matched by label name; of members that
+    know different labels they are joined."""
     _want_same_preprocessing(models)
     nets = [network(model) for model in models]
     heads = classifier_keys(nets[0])
@@ -62,17 +71,24 @@ def fuse_weights(
     network(fused).load_state_dict({**merged, **joined})
     fused.fusion = Fusion(strategy=spec.name, kind="weights", options=dict(values))
     if statistics and len(models) > 1:
-        next(fused.each_member()).norms = "pooled"
+        next(fused.each_member()).norms = "repaired" if values.get("repair") else "pooled"
     _want_json(spec, report)
-    return fused.eval(), report
+    members = None
+    if images is not None and wants_repair(spec, models, norms):
+        floating = [key for key, tensor in states[0].items() if tensor.is_floating_point()]
+        members = Members(states, shares_of(resolve_weights(weight, floating, len(states),
+                                                            spec.name)))
+    return fused.eval(), report, members
 
 
-def settle_norms(model: Model, norms: Norms, images: ImageData | None) -> None:
-    """Choose batch norm's running statistics after a fusion of weights: as they were fused,
-    re-estimated on images, or (auto) what is better on a held-out half of them."""
+def settle_norms(
+    model: Model, norms: Norms, images: ImageData | None, members: Members | None
+) -> None:
+    """Choose how activations are normalised after a fusion of weights: as they were fused, by
+    statistics of the images, repaired, or (auto) what is best on a held-out half of the images."""
     member = next(model.each_member())
-    keys = norm_keys(member.net)
-    if not keys or norms == "pooled":
+    normed = bool(norm_keys(member.net))
+    if norms == "pooled" or not (normed or members):
         return
     if images is None:
         if norms == "reestimated":
@@ -85,9 +101,11 @@ def settle_norms(model: Model, norms: Norms, images: ImageData | None) -> None:
     if norms == "reestimated":
         reestimate_norms(model, images)
         member.norms = "reestimated"
-        return
-    if settled(model, *images.split(0.5), norms)[1]:
-        member.norms = "reestimated"
+    elif norms == "repair" and members:
+        repair_norms(model, members, images)
+        member.norms = "repaired"
+    elif norms == "auto" and images.labels is not None:
+        member.norms = settled(model, *images.split(0.5), norms, members)[1] or member.norms
 
 
 def _without(heads: Collection[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.assembly.given import SEPARATE
 from zoo.assembly.members import architecture, base_of, check_models, distinct, model_of, spelled
 from zoo.backbones.semantics import classifier_keys
 from zoo.errors import ZooError
@@ -25,7 +26,7 @@ from zoo.specs import FusionSpec
 from zoo.store import network
 
 # Cosine of two networks' weights: fine-tunes of one start are near 1, separate starts near 0.
-_ONE_BASIN, _APART = 0.8, 0.5
+_ONE_BASIN = 0.8
 # Cosine of task vectors above which members say the same, and below which they contradict.
 _ALIKE, _AGAINST = 0.3, -0.05
 # How many times longer one task vector may be before it drowns the others.
@@ -240,14 +241,14 @@ class _Outlook:
         own_basins = "graph" in spec.uses
         if self.single or self.cosine is None:
             return verdict("possible", "there is one member, on the line from its base.", "low")
-        if self.cosine < _APART:
+        if self.cosine < SEPARATE:
             if own_basins:
                 return verdict("possible", f"their weights lie apart (cosine {self.cosine:.2f}); "
                                "it permutes units until they fit.")
             return verdict("likely to hurt", f"their weights lie apart (cosine {self.cosine:.2f}), "
                            "as after separate starts: between them is a barrier. Align them first "
                            "with 'rebasin', or fuse features or outputs.", "high")
-        if self.head is not None and self.head < _APART and self.cosine >= _APART:
+        if self.head is not None and self.head < SEPARATE and self.cosine >= SEPARATE:
             return verdict("likely to hurt", f"their classifiers started apart (cosine "
                            f"{self.head:.2f}) though their trunks did not: train from one probed "
                            "head ('lp_ft'), or fuse features or outputs.")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from zoo.assembly.given import Norms, settled
+from zoo.assembly.given import Members, Norms, settled
 from zoo.assembly.one_network import fuse_weights
 from zoo.datasets import load_data
 from zoo.errors import FusionError, OptionError
@@ -72,10 +72,12 @@ def search_weights(
     images = load_data(data, role="train", image_size=models[0].image_size)
     rest, held_out = images.with_classes(models[0].classes).split(0.5)
 
-    def judged(model: Model) -> tuple[tuple[float, float], dict[str, Any]]:
-        score, new = settled(model, rest, held_out.with_classes(model.classes), norms)
+    def judged(
+        model: Model, fused: Members | None = None
+    ) -> tuple[tuple[float, float], dict[str, Any]]:
+        score, done = settled(model, rest, held_out.with_classes(model.classes), norms, fused)
         member = next(model.each_member())
-        member.norms = "reestimated" if new else member.norms
+        member.norms = done or member.norms
         return score, {"accuracy": score[0], "nll": -score[1], "norms": member.norms}
 
     fusions: list[dict[str, Any]] = []
@@ -83,10 +85,10 @@ def search_weights(
     with task("search", unit="candidates") as advance:
 
         def evaluate(values: Mapping[str, Any]) -> tuple[float, float]:
-            fused, report = fuse_weights(
+            fused, report, members = fuse_weights(
                 spec, models, base, weight, checked(spec, {**options, **values}), seed=seed,
                 device=device, images=rest, norms=norms)
-            score, facts = judged(fused)
+            score, facts = judged(fused, members)
             fusions.append({"options": dict(values), **facts})
             if not top or score > top[0][0]:
                 top[:] = [(score, fused, report)]
@@ -94,18 +96,18 @@ def search_weights(
             return score
 
         chosen, _ = best(space, evaluate)
-        members: list[dict[str, Any]] = []
+        singles: list[dict[str, Any]] = []
         score, model, report = top[0]
         won = "fusion"
         for number, single in enumerate(models, 1):
             own = copy.deepcopy(single).to(device).eval()
             found, facts = judged(own)
-            members.append({"member": number, **facts})
+            singles.append({"member": number, **facts})
             if found > score:
                 score, model, won = found, own, f"member {number}"
             advance()
     values = checked(spec, {**options, **chosen.values})
     told = {"space": {name: str(part) if isinstance(part, Range) else list(part)
                       for name, part in space.items()},
-            "fusions": fusions, "members": members, "won": won, "images": len(held_out)}
+            "fusions": fusions, "members": singles, "won": won, "images": len(held_out)}
     return Found(model, values, report, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,8 @@ def fuse(
         help="Of each member, for a fusion of weights: a number, '[1, -0.5]' or "
              "'{layer4.*: [1, 0], *: 1}'.")] = None,
     norms: Annotated[str, typer.Option(
-        help="Batch norm after a fusion of weights: auto, pooled or reestimated.")] = "auto",
+        help="Batch norm after a fusion of weights: auto, pooled, reestimated, or repair, which "
+             "does without batch norm too.")] = "auto",
     search: Annotated[list[str] | None, typer.Option(
         help="For a fusion of weights, an option to find on the data: scale=0.3..1.5 or "
              "'density=[0.1, 0.2]'; may be repeated.")] = None,
@@ -98,7 +100,8 @@ def merge(
     strategy: Annotated[
         str | None, typer.Option("--with", help="The strategy; see zoo ls --kind weights.")] = None,
     config: Annotated[Path | None, typer.Option(
-        help="Inputs, strategy and its options from mergekit's YAML.")] = None,
+        help="Inputs, strategy and its options from YAML, ours or mergekit's; a member may be a "
+             "merge of its own.")] = None,
     base: Annotated[str | None, typer.Option(help="What the inputs started from.")] = None,
     weight: Annotated[str | None, typer.Option(
         help="Of each input: a number, '[1, -0.5]', '[[1, 0], [0, 1]]' along the depth, or "
@@ -125,23 +128,23 @@ def merge(
         name: told for name, told in (
             ("base", base), ("weight", None if weight is None else value(weight)),
             ("dtype", dtype)) if told is not None}
+    common: dict[str, Any] = {
+        "rounding": rounding, "hashes": hashes, "threads": threads, "seed": seed,
+        "max_shard_bytes": None if shard_size is None else size(shard_size)}
     if config is not None:
-        from zoo.merge_files.mergekit import read_mergekit
+        from zoo.merge_files.configs import read_config
+        from zoo.merge_files.stages import merge_stages
 
         if inputs or strategy or context.args:
             raise typer.BadParameter("it names inputs, strategy and options; leave them out",
                                      param_hint="--config")
-        given = read_mergekit(config) | given
-    elif strategy is None:
+        last = read_config(config)
+        last = replace(last, base=given.pop("base", last.base),
+                       arguments={**last.arguments, **given})
+        output.merged(merge_stages(last, out, **common))
+        return
+    if strategy is None:
         raise typer.BadParameter("Missing option '--with'; only --config does without")
-    else:
-        spec = find(strategy, FusionSpec)
-        places, options = split_options([*(inputs or ()), *context.args], spec,
-                                        merge_files.merge)
-        given |= {"inputs": places, "strategy": strategy, **options}
-    written = merge_files.merge(
-        given.pop("inputs"), given.pop("strategy"), out=out,
-        rounding=rounding,  # type: ignore[arg-type]
-        max_shard_bytes=None if shard_size is None else size(shard_size), hashes=hashes,
-        threads=threads, seed=seed, **given)
-    output.merged(written)
+    spec = find(strategy, FusionSpec)
+    places, options = split_options([*(inputs or ()), *context.args], spec, merge_files.merge)
+    output.merged(merge_files.merge(places, strategy, out=out, **common, **given, **options))

@@ -23,6 +23,7 @@ CONFIG = "config.json"
 _BESIDE = re.compile(r".+\.(json|txt|model|jinja|tiktoken|vocab|yaml)|LICEN[CS]E.*|NOTICE.*")
 _WRITTEN = re.compile(_BESIDE.pattern + r"|README\.md|.+\.safetensors(\.index\.json)?")
 _MOST_BYTES = 64 << 20
+_OF_A_FUSION = ("strategy", "options", "weight", "seed", "sources", "base")
 
 
 def located(given: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
@@ -48,10 +49,13 @@ def source(given: str | os.PathLike[str], place: Path, origin: Mapping[str, str]
     """What the result says of an input. A path on this machine says nothing to others: its last
     part does."""
     told: dict[str, Any] = {"name": origin.get("repository") or Path(given).name, **origin}
+    made = config_of(place).get("zoo", {}).get("made_with", {})
+    if "sources" in made:  # it is a fusion itself
+        told["made_with"] = {name: made[name] for name in _OF_A_FUSION if name in made}
     if hashes:
         told["sha256"] = {file.name: sha256_file(file) for file in files}
     else:
-        recorded = config_of(place).get("zoo", {}).get("made_with", {}).get("sha256")
+        recorded = made.get("sha256")
         if recorded:
             told["sha256"] = recorded
     return told

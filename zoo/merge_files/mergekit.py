@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo.errors import RecipeError
+from zoo.merge_files.documents import Document, read_documents
 from zoo.names import suggest
 from zoo.options import options_of
 from zoo.registry import find
@@ -70,12 +69,17 @@ def read_mergekit(file: str | os.PathLike[str]) -> dict[str, Any]:
     RecipeError naming the field for what is not one, or what has no counterpart here: slices of
     layers, densities that differ between models or layers.
     """
-    path = Path(file)
-    try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(str(file), [(None, "", str(error))]) from None
-    reader = _Reader(str(file))
+    documents = read_documents(file)
+    if len(documents) != 1:
+        raise RecipeError(str(file), [(None, "", f"has {len(documents)} documents, expected one")])
+    return mergekit_arguments(documents[0])
+
+
+def mergekit_arguments(document: Document, names: Collection[str] = ()) -> dict[str, Any]:
+    """The same of one document of several. names: those that other documents have, which may
+    stand for models."""
+    reader = _Reader(document, names)
+    config = document.values
     if not isinstance(config, dict):
         raise reader.wrong("", "expected a mapping with 'merge_method' and 'models'")
     for name in config:
@@ -90,11 +94,13 @@ def read_mergekit(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class _Reader:
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, document: Document, names: Collection[str]) -> None:
+        self.document = document
+        self.names = names
 
     def wrong(self, field: str, problem: str) -> RecipeError:
-        return RecipeError(self.file, [(None, field, problem)])
+        line = self.document.line(tuple(re.findall(r"[^.\[\]]+", field)))
+        return RecipeError(self.document.file, [(line, field, problem)])
 
     def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
         method = config.get("merge_method")
@@ -144,11 +150,13 @@ class _Reader:
         """A folder that is there, or a repository of the Hub."""
         if not isinstance(given, str):
             raise self.wrong(field, f"is {given!r}, expected a folder or a repository")
-        if Path(given).expanduser().exists():
+        if given in self.names or Path(given).expanduser().exists():
             return given
         if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", given):
             return f"hf-hub:{given}"
-        raise self.wrong(field, f"there is no folder {given!r}")
+        near = suggest(given, self.names, n=1)
+        raise self.wrong(field, f"there is no folder {given!r}"
+                         + (f"; did you mean the merge {near[0]!r}?" if near else ""))
 
     def _two(
         self, models: list[tuple[str, Mapping[str, Any]]], base: str | None

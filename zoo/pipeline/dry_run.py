@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,15 +20,18 @@ from zoo.attacks import resolve_attack
 from zoo.backbones.layers import want_layers
 from zoo.building import build_net, without_weights
 from zoo.datasets import ImageData
-from zoo.errors import BadName, OptionError, PluginError, UnknownName, ZooError
+from zoo.errors import BadName, FusionError, OptionError, PluginError, UnknownName, ZooError
+from zoo.fusion.planning import check_count
+from zoo.merge_files.documents import Place, Problem
 from zoo.model import Model
-from zoo.names import Name, parse, suggest
+from zoo.names import Name, is_path, parse, suggest
 from zoo.options import checked, options_of
 from zoo.pipeline.recipes import (
+    SOURCE,
+    TARGET,
     Backbone,
     Everything,
-    Place,
-    Problem,
+    Fuse,
     Recipe,
     Transfer,
     known_fields,
@@ -64,10 +68,11 @@ def same_network(recipe: Recipe) -> bool:
 
 def _transfers(recipe: Recipe) -> Iterator[tuple[Place, Transfer]]:
     """Every transfer that is written in a recipe, and where."""
-    for step in ("source", "target", "fuse", "everything"):
-        part = getattr(recipe, step).transfer
-        if part is not None:
-            yield (step, "transfer"), part
+    parts = [((step,), getattr(recipe, step)) for step in ("source", "target")]
+    for place, part in [*parts, *recipe.fuse.fusions(("fuse",)), (("everything",),
+                                                                  recipe.everything)]:
+        if part.transfer is not None:
+            yield (*place, "transfer"), part.transfer
     if recipe.update:
         yield ("update",), recipe.update
 
@@ -86,8 +91,11 @@ def _wrong_names(recipe: Recipe) -> Iterator[Problem]:
             yield from _unknown_options((step,), "a baseline without 'backbone'", part.options, ())
         else:
             yield from _wrong(recipe, (step, "backbone"), part.backbone, BackboneSpec, part.options)
-    yield from _wrong(recipe, ("fuse", "strategy"), recipe.fuse.strategy, FusionSpec,
-                      recipe.fuse.options)
+    for place, fusion in recipe.fuse.fusions(("fuse",)):
+        yield from _wrong(recipe, (*place, "strategy"), fusion.strategy, FusionSpec,
+                          fusion.options)
+        for inner, other in fusion.others:
+            yield from _wrong_model(recipe, (*place, *inner), other)
     for place, method in _transfers(recipe):
         yield from _wrong(recipe, (*place, "method"), method.method, TransferSpec, method.options)
     for name, options in recipe.evaluate.attacks.items():
@@ -129,6 +137,20 @@ def _wrong(
         complaint = _complaint(around, spec, given)
 
 
+def _wrong_model(recipe: Recipe, place: Place, given: str) -> Iterator[Problem]:
+    """A model that is no part of the recipe, and is none elsewhere either."""
+    near = suggest(given, (SOURCE, TARGET), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    try:
+        spec = _look_up(recipe, given, BackboneSpec)
+    except (BadName, UnknownName, PluginError) as error:
+        yield place, f"{error}{hint}"
+        return
+    path = recipe.model_place(given).removeprefix("local-dir:")
+    if spec is None and is_path(path) and not Path(path).exists():
+        yield place, f"there is no file or folder {path}{hint}"
+
+
 def _complaint(place: Place, spec: AnySpec, given: Mapping[str, Any]) -> Problem | None:
     try:
         checked(spec, given)
@@ -156,25 +178,47 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         if spec and part.pretrained and not spec.weights:
             yield ((step, "pretrained"), f"{spec.name} has no published weights; write "
                    "'pretrained: false'")
-    fusion = find(recipe.fuse.strategy, FusionSpec)
-    if fusion.members[0] > 2:
-        yield ("fuse", "strategy"), (f"{fusion.name} takes {fusion.members[0]} members or more, "
-                                     "and a recipe has two, source and target")
-    if fusion.kind == "weights" and not same_network(recipe):
-        yield ("fuse", "strategy"), (
-            f"{fusion.name} fuses weights, and the source ({recipe.source.backbone}) and the "
-            f"target ({recipe.target.backbone}) are not one network with the same options; "
-            "'concat' and 'weighted' fuse any two")
-    if fusion.kind == "choice" and recipe.fuse.transfer:
-        yield ("fuse", "transfer"), f"{fusion.name} trains what it chooses; leave it out"
-    if fusion.kind != "weights":
-        for name in ("weight", "norms"):
-            if getattr(recipe.fuse, name) is not None:
-                yield ("fuse", name), f"{fusion.name} fuses no weights; leave it out"
+    for place, fusion in recipe.fuse.fusions(("fuse",)):
+        yield from _contradicted(recipe, place, fusion)
     if recipe.data.target.unlabelled is None:
         for place, method in _adapting(recipe):
             yield ((*place, "method"), f"{method.method} adapts to unlabelled images; say where "
                    "they are in data.target.unlabelled")
+
+
+def _contradicted(recipe: Recipe, place: Place, part: Fuse) -> Iterator[Problem]:
+    """What is right in each place of a fusion and cannot be done together."""
+    fusion = find(part.strategy, FusionSpec)
+    if part.members is None and fusion.members[0] > 2:
+        yield (*place, "strategy"), (
+            f"{fusion.name} takes {fusion.members[0]} members or more, and a recipe has two, "
+            "source and target; list more as 'members'")
+    elif part.members is not None and not part.takes_base_first(fusion):
+        try:
+            check_count(fusion, len(part.members))
+        except FusionError as error:
+            yield (*place, "members"), str(error)
+    if part.base is not None and "base" not in fusion.uses | fusion.can_use:
+        yield (*place, "base"), f"{fusion.name} does not use a base; leave it out"
+    if fusion.kind == "choice" and part.transfer:
+        yield (*place, "transfer"), f"{fusion.name} trains what it chooses; leave it out"
+    if fusion.kind != "weights":
+        for name in ("weight", "norms"):
+            if getattr(part, name) is not None:
+                yield (*place, name), f"{fusion.name} fuses no weights; leave it out"
+        return
+    for inner, each in part.ingredients:
+        kind = find(each.strategy, FusionSpec).kind if isinstance(each, Fuse) else "weights"
+        if kind != "weights":
+            yield (*place, *inner), (f"{fusion.name} fuses weights, and this is a fusion of "
+                                     f"{kind}, which is several networks")
+    used = {each for _, fused in part.fusions(()) for _, each in fused.ingredients
+            if isinstance(each, str)}
+    if {SOURCE, TARGET} <= used and not same_network(recipe):
+        yield (*place, "strategy"), (
+            f"{fusion.name} fuses weights, and the source ({recipe.source.backbone}) and the "
+            f"target ({recipe.target.backbone}) are not one network with the same options; "
+            "'concat' and 'weighted' fuse any two")
 
 
 def _wrong_values(recipe: Recipe) -> Iterator[Problem]:
@@ -184,7 +228,8 @@ def _wrong_values(recipe: Recipe) -> Iterator[Problem]:
         written = [*part.options, *(["image_size"] if part.image_size else [])]
         if step != "everything" or recipe.everything.backbone:
             yield from _tried((step,), written, partial(_build, recipe, part))
-    yield from _tried(("fuse",), recipe.fuse.arguments, partial(_fuse, recipe))
+    for place, fusion in recipe.fuse.fusions(("fuse",)):
+        yield from _tried(place, fusion.arguments, partial(_fuse, recipe, fusion))
     taught = {"target": bool(recipe.target.start), "update": True}
     wrong = set()
     for place, method in _transfers(recipe):
@@ -207,17 +252,20 @@ def _build(recipe: Recipe, part: Backbone) -> nn.Module | None:
                                              image_size=part.image_size, options=options))
 
 
-def _fuse(recipe: Recipe) -> None:
-    spec = find(recipe.fuse.strategy, FusionSpec)
-    members = [_network(seed) for seed in range(min(2, spec.members[1] or 2))]
-    choices = choices_of(spec, 2, recipe.fuse.layer, recipe.fuse.pool)
-    for part, (layers, _) in zip((recipe.source, recipe.target), choices, strict=True):
-        net = _build(recipe, part) if layers else None
-        if net is not None:
-            want_layers(net, part.backbone, layers)
-    arguments = {**recipe.fuse.arguments, "layer": None}  # these networks have other layers
-    fuse(members, spec.name, base=_network(2) if "base" in spec.uses else None, data=_images(),
-         **arguments)
+def _fuse(recipe: Recipe, part: Fuse) -> None:
+    spec = find(part.strategy, FusionSpec)
+    given = part.members or [SOURCE, TARGET]
+    members = [_network(seed) for seed in range(min(len(given), spec.members[1] or len(given)))]
+    parts: dict[str, Backbone] = {SOURCE: recipe.source, TARGET: recipe.target}
+    for each, (layers, _) in zip(given, choices_of(spec, len(given), part.layer, part.pool),
+                                 strict=True):
+        own = parts.get(each) if isinstance(each, str) else None
+        net = _build(recipe, own) if layers and own else None
+        if net is not None and own is not None:
+            want_layers(net, own.backbone, layers)
+    arguments = {**part.arguments, "layer": None}  # these networks have other layers
+    fuse(members, spec.name, base=_network(len(given)) if "base" in spec.uses else None,
+         data=_images(), **arguments)
 
 
 def _train(recipe: Recipe, method: Transfer, *, taught: bool) -> None:

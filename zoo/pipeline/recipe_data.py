@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from zoo.datasets import ImageData, load_data
 from zoo.errors import ZooError
+from zoo.merge_files.documents import Place, Problem
 from zoo.names import Name, parse
-from zoo.pipeline.recipes import Data, Place, Problem, Recipe
+from zoo.pipeline.recipes import Data, Recipe
 from zoo.registry import find
 from zoo.specs import BackboneSpec
 from zoo.store import load
@@ -124,10 +125,13 @@ class _Opening:
 def _sizes(recipe: Recipe) -> Iterator[int]:
     """The side of the square that each network of a recipe looks at."""
     for part in (recipe.source, recipe.target, recipe.baseline):
-        place = recipe.model_place(part.backbone)
-        if part.image_size:
-            yield part.image_size
-        elif isinstance(parse(place), Name):
-            yield find(place, BackboneSpec).input_size[1]
-        else:
-            yield load(place, device="cpu").image_size
+        yield part.image_size or _size(recipe.model_place(part.backbone))
+    for _, fusion in recipe.fuse.fusions(()):
+        for _, other in fusion.others:
+            yield _size(recipe.model_place(other))
+
+
+def _size(place: str) -> int:
+    if isinstance(parse(place), Name):
+        return find(place, BackboneSpec).input_size[1]
+    return load(place, device="cpu").image_size

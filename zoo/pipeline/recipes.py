@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeAlias
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,10 +19,9 @@ from pydantic import (
 )
 
 from zoo.errors import RecipeError
+from zoo.merge_files.documents import Document, Place, Problem, read_documents
 from zoo.names import DATA_SCHEMES, MODEL_SCHEMES, is_path, suggest
-
-Place: TypeAlias = tuple[str, ...]
-Problem: TypeAlias = tuple[Place, str]
+from zoo.specs import FusionSpec
 
 
 class _Strict(BaseModel):
@@ -85,6 +82,7 @@ class AllData(_Strict):
 
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+SOURCE, TARGET = "source", "target"
 OneOrMore: TypeAlias = Annotated[int, Field(ge=1)]
 ZeroOrMore: TypeAlias = Annotated[int, Field(ge=0)]
 
@@ -144,14 +142,25 @@ class Everything(_Open):
     transfer: Transfer | None = None
 
 
+def _name_or_fusion(value: Any) -> str:
+    return "a name" if isinstance(value, str) else "a fusion"
+
+
 class Fuse(_Open):
     """A fusion strategy; further keys are its options. `transfer` trains what it adds; `weight`,
-    `norms`, `search`, `layer` and `pool` are those of `zoo.fuse`."""
+    `norms`, `search`, `layer` and `pool` are those of `zoo.fuse`.
+
+    members: source and target where nothing is said; else these names, models by name, path or
+    address, and fusions of their own. base: one of the same; the untrained source where nothing is
+    said.
+    """
 
     strategy: str
+    members: Annotated[list[Ingredient], Field(min_length=1)] | None = None
+    base: Ingredient | None = None
     transfer: Transfer | None = None
     weight: list[float] | dict[str, Any] | None = None
-    norms: Literal["auto", "pooled", "reestimated"] | None = None
+    norms: Literal["auto", "pooled", "reestimated", "repair"] | None = None
     search: dict[str, Any] | None = None
     layer: str | list[str | list[str] | None] | None = None
     pool: str | list[str | None] | None = None
@@ -162,6 +171,40 @@ class Fuse(_Open):
         own = self.model_dump(include={"weight", "norms", "search", "layer", "pool"},
                               exclude_none=True)
         return {**own, **self.options}
+
+    @property
+    def ingredients(self) -> Iterator[tuple[Place, str | Fuse]]:
+        """The members and the base, and where each is written."""
+        for number, each in enumerate(self.members or (SOURCE, TARGET)):
+            yield (("members", str(number)) if self.members else ("strategy",)), each
+        if self.base is not None:
+            yield ("base",), self.base
+
+    @property
+    def others(self) -> Iterator[tuple[Place, str]]:
+        """Models that are no part of the recipe, and where each is written."""
+        for place, each in self.ingredients:
+            if isinstance(each, str) and each not in (SOURCE, TARGET):
+                yield place, each
+
+    def takes_base_first(self, spec: FusionSpec) -> bool:
+        """Whether the first of two members is the base, of a strategy for a point between a model
+        and the one that it started from."""
+        return spec.members[1] == 1 and self.base is None and len(self.members or (0, 0)) == 2
+
+    def fusions(self, place: Place) -> Iterator[tuple[Place, Fuse]]:
+        """This fusion and those in it, each with its place."""
+        yield place, self
+        for inner, each in self.ingredients:
+            if isinstance(each, Fuse):
+                yield from each.fusions((*place, *inner))
+
+
+Ingredient: TypeAlias = Annotated[
+    Annotated[str, Tag("a name")] | Annotated[Fuse, Tag("a fusion")],
+    Discriminator(_name_or_fusion),
+]
+Fuse.model_rebuild()
 
 
 class Evaluate(_Strict):
@@ -188,8 +231,7 @@ class Recipe(_Strict):
     save: Annotated[str, AfterValidator(_folder_inside)] = "fused"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    _file: str = PrivateAttr("recipe")
-    _lines: Mapping[Place, int] = PrivateAttr({})
+    _document: Document = PrivateAttr(Document("recipe", {}))
 
     @property
     def baseline(self) -> Target:
@@ -204,11 +246,12 @@ class Recipe(_Strict):
     @property
     def home(self) -> Path:
         """The folder that relative paths start from: the file's own, or the current one."""
-        return Path(self._file).absolute().parent if self._lines else Path.cwd()
+        document = self._document
+        return Path(document.file).absolute().parent if document.lines else Path.cwd()
 
     def error(self, problems: Iterable[Problem]) -> RecipeError:
         """What is wrong at these places, with their lines, in the order of the file."""
-        return _error(self._file, self._lines, problems)
+        return self._document.error(problems)
 
     def data_place(self, given: str) -> str:
         """Data as they are spelled, a relative path made one from here."""
@@ -234,46 +277,20 @@ def read_recipe(given: str | Path | Mapping[str, Any]) -> Recipe:
     nearest right spelling.
     """
     if isinstance(given, Mapping):
-        return _validated(dict(given), "recipe", {})
-    file = Path(given).expanduser()
+        return _validated(Document("recipe", dict(given)))
+    documents = read_documents(given)
+    if len(documents) != 1 or not isinstance(documents[0].values, dict):
+        raise RecipeError(str(Path(given).expanduser()), [
+            (1, "", "is no recipe: expected data, source, target, fuse")])
+    return _validated(documents[0])
+
+
+def _validated(document: Document) -> Recipe:
     try:
-        text = file.read_text("utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-    except OSError as error:
-        raise RecipeError(str(file), [(None, "", f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(str(file), [(None, "", f"is not UTF-8: {error.reason}")]) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = " ".join(filter(None, (getattr(error, "context", ""),
-                                         getattr(error, "problem", "") or str(error))))
-        raise RecipeError(str(file), [(mark.line + 1 if mark else None, "",
-                                       f"is not YAML: {problem}")]) from None
-    if not isinstance(values, dict):
-        raise RecipeError(str(file), [(1, "", "is no recipe: expected data, source, target, fuse")])
-    twice: list[Problem] = []
-    lines = dict(_lines(node, (), twice))
-    if twice:
-        raise _error(str(file), lines, twice)
-    return _validated(values, str(file), lines)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3 for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"))
-
-
-def _validated(values: dict[str, Any], file: str, lines: Mapping[Place, int]) -> Recipe:
-    try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        raise _error(file, lines, [_problem(each, values) for each in error.errors()]) from None
-    recipe._file, recipe._lines = file, lines
+        raise document.error(_problem(each, document.values) for each in error.errors()) from None
+    recipe._document = document
     return recipe
 
 
@@ -282,7 +299,8 @@ def _problem(error: Any, values: Any) -> Problem:
     loc: list[str] = []
     here = values
     for part in error["loc"]:
-        if isinstance(here, Mapping) and part in here:
+        if (isinstance(here, Mapping) and part in here) or (isinstance(here, list) and isinstance(
+                part, int)):
             loc.append(str(part))
             here = here[part]
     if error["type"] == "extra_forbidden":
@@ -300,6 +318,8 @@ def known_fields(place: Place) -> list[str]:
     """The fields that a recipe has at a place."""
     model: Any = Recipe
     for part in place:
+        if part.isdigit():  # an item of a list of the same
+            continue
         field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
         models = [] if field is None else list(_models(field.annotation))
         if not models:
@@ -313,30 +333,3 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in getattr(annotation, "__args__", ()):
         yield from _models(inner)
-
-
-def _lines(node: Any, place: Place, twice: list[Problem]) -> Iterator[tuple[Place, int]]:
-    """The line of every field; a field that stands twice goes into `twice`."""
-    yield place, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Place] = set()
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            if inner in seen:
-                twice.append((inner, "stands here twice"))
-            seen.add(inner)
-            yield from _lines(value, inner, twice)
-            yield inner, key.start_mark.line + 1
-
-
-def _error(file: str, lines: Mapping[Place, int], problems: Iterable[Problem]) -> RecipeError:
-    told = [(_line(lines, place), ".".join(place), problem)
-            for place, problem in dict(problems).items()]
-    return RecipeError(file, sorted(told, key=lambda each: each[0] or 0))
-
-
-def _line(lines: Mapping[Place, int], place: Place) -> int | None:
-    """The line of a field, or of the nearest thing around it."""
-    while place and place not in lines:
-        place = place[:-1]
-    return lines.get(place)

@@ -20,7 +20,15 @@ from zoo.model import Model
 from zoo.pipeline.content import report_of
 from zoo.pipeline.dry_run import dry_run, same_network
 from zoo.pipeline.recipe_data import RecipeData, open_data
-from zoo.pipeline.recipes import Backbone, Recipe, Transfer, read_recipe
+from zoo.pipeline.recipes import (
+    SOURCE,
+    TARGET,
+    Backbone,
+    Fuse,
+    Recipe,
+    Transfer,
+    read_recipe,
+)
 from zoo.pipeline.steps import Notes, Step, Steps
 from zoo.progress import say, task
 from zoo.registry import find
@@ -125,18 +133,24 @@ class _Stages:
         return self._step("target", part.backbone, part, part.transfer, before, make)
 
     def fused(self, done: Mapping[str, Step]) -> Step:
-        part, data = self.recipe.fuse, self.data
-        before = [done["source"], done["target"]]
+        return self._fusion("fused", self.recipe.fuse, done)
+
+    def _fusion(self, name: str, part: Fuse, done: Mapping[str, Step]) -> Step:
+        """A fusion, after those that are members of it, each a step of its own."""
+        data = self.data
         spec = find(part.strategy, FusionSpec)
         features = spec.kind == "features"
         method = part.transfer or (Transfer(method="linear_probe") if features else None)
+        given = [self._ingredient(f"{name}-{number}", each, done)
+                 for number, (_, each) in enumerate(part.ingredients, 1)]
 
         def make(notes: Notes) -> Model:
-            members = [step.model for step in before]
-            base = None
-            if spec.members[1] == 1:  # a point between a model and the one that it started from
+            members: list[Model | str | Path] = [
+                each.model if isinstance(each, Step) else each for each in given]
+            base: Model | str | Path | None = members.pop() if part.base is not None else None
+            if base is None and part.takes_base_first(spec):
                 base, *members = members
-            elif "base" in spec.uses:
+            elif base is None and "base" in spec.uses:
                 base = self._network(self.recipe.source, data.train)
             model = fuse(members, part.strategy, base=base, data=data.val, seed=self.recipe.seed,
                          classes=data.train.classes if features else None, **part.arguments)
@@ -146,7 +160,14 @@ class _Stages:
                 notes.notes.append(model.recipe["auto"]["reason"])
             return model
 
-        return self._step("fused", part.strategy, part, method, before, make)
+        return self._step(name, part.strategy, part, method,
+                          [each for each in given if isinstance(each, Step)], make,
+                          [each for each in given if isinstance(each, str)])
+
+    def _ingredient(self, name: str, given: str | Fuse, done: Mapping[str, Step]) -> Step | str:
+        if isinstance(given, Fuse):
+            return self._fusion(name, given, done)
+        return done[given] if given in (SOURCE, TARGET) else self.recipe.model_place(given)
 
     def updated(self, done: Mapping[str, Step]) -> Step:
         part, data = self.recipe.update or Transfer(), self.data
@@ -176,9 +197,11 @@ class _Stages:
 
     def _step(
         self, name: str, title: str, part: BaseModel, method: Transfer | None,
-        before: Sequence[Step], make: Callable[[Notes], Model],
+        before: Sequence[Step], make: Callable[[Notes], Model], others: Sequence[str] = (),
     ) -> Step:
-        about = {**part.model_dump(mode="json", by_alias=True), "seed": self.recipe.seed}
+        """others: models that are no steps."""
+        about = {**part.model_dump(mode="json", by_alias=True), "seed": self.recipe.seed,
+                 "others": {str(number): {"backbone": each} for number, each in enumerate(others)}}
         if isinstance(part, Backbone):
             about["backbone"] = self.recipe.model_place(part.backbone)
         data = [self.data.train, self.data.val, self._unlabelled(method)]
