@@ -164,7 +164,7 @@ def paths_info(request: Request, name: str, revision: str) -> Answer:
 
 
 def preupload(request: Request, name: str, revision: str) -> Answer:
-    repository = request.repository(name)
+    repository = request.repository(name, contents=True)
     if not request.query.get("create_pr"):
         repository.want_write(request.caller)
     there = repository.commit_of(revision).files
