@@ -111,7 +111,7 @@ class TestWhatGoesUp:
         third = zoo.push(folder, "me/fused", exist_ok=True)
         assert {file.name: file.state for file in third.files} == {
             "README.md": "changed", "config.json": "there", "model.safetensors": "there"}
-        assert third.uploaded == [file.size for file in third.files][0]
+        assert third.uploaded == next(file.size for file in third.files)
 
     def test_a_dry_run_changes_nothing(self, hub: Hub, folder: Path) -> None:
         told = zoo.push(folder, "me/fused", dry_run=True)
@@ -191,7 +191,7 @@ class TestWhatDoesNotGoUp:
         with pytest.raises(FormatError, match="there is no such folder"):
             zoo.push(tmp_path / "nothing", "me/fused")
         (folder / "inside").mkdir()
-        with pytest.raises(HubError, match="inside in .* belongs to no model"):
+        with pytest.raises(HubError, match=r"inside in .* belongs to no model"):
             zoo.push(folder, "me/fused")
         (folder / "inside").rmdir()
         (folder / "README.md").unlink()
@@ -201,7 +201,7 @@ class TestWhatDoesNotGoUp:
             file.truncate(1000)
         with pytest.raises(FormatError, match=r"model\.safetensors"):
             zoo.push(folder, "me/fused")
-        with pytest.raises(zoo.ZooError, match="push takes a zoo.Model or the folder of one"):
+        with pytest.raises(zoo.ZooError, match=r"push takes a zoo\.Model or the folder of one"):
             zoo.push(3, "me/fused")  # type: ignore[arg-type]
         assert hub.log == []
 

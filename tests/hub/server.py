@@ -69,6 +69,7 @@ class Hub:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for its acknowledgement
     hub: ClassVar[Hub]
     routes: ClassVar[list[tuple[str, str, str, Callable[..., Answer]]]]
 
