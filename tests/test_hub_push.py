@@ -22,7 +22,7 @@ from small_models import fused, saved
 
 import zoo
 from zoo.cli import main
-from zoo.errors import BadName, FormatError, HubError, OptionError
+from zoo.errors import BadName, FormatError, HubError, OptionError, WeightsError
 from zoo.tensors import writing
 
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -155,6 +155,29 @@ class TestWhatGoesUp:
         assert 'timm.create_model("hf-hub:me/fused", pretrained=True)' in card.text
         assert "path/to" not in card.text
         assert hub.leaks == []
+
+    def test_with_xet(
+        self, hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+        hub.store.xet = tmp_path / "xet"
+        first = zoo.push(folder, "me/fused")
+        assert hub.store.large == {}  # none of it went the other way
+        blob = hub.store.repositories["me/fused"].commit_of("main").files["model.safetensors"]
+        assert blob.size == (folder / "model.safetensors").stat().st_size
+        assert zoo.push(folder, "me/fused").commit == first.commit
+        (folder / "README.md").write_text(MINE)
+        asked = zoo.push(folder, "me/fused", create_pr=True)
+        for name in ("one", "two"):
+            out = zoo.pull(f"me/fused@{asked.commit}", tmp_path / name)
+            for file in FILES:
+                assert (out / file).read_bytes() == (folder / file).read_bytes()
+            [link] = (tmp_path / "hf" / "hub").rglob("snapshots/*/model.safetensors")
+            link.resolve().write_bytes(b"damaged")
+            with pytest.raises(WeightsError, match="The copy is deleted; run the same again"):
+                zoo.pull(f"me/fused@{asked.commit}", tmp_path / name)
+        assert hub.called("xet-token") >= 2
+        assert hub.called("blob") == hub.called("lfs-batch") == 0
 
     def test_it_is_a_plain_timm_model_without_zoo(self, hub: Hub, tmp_path: Path) -> None:
         zoo.push(fused(), "me/fused")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hub.xet import files_in
+
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 LARGE = (".safetensors", ".bin", ".pt", ".png", ".jpg")
 
@@ -26,20 +28,21 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Blob:
     """One file of a commit. data: the bytes of a regular file, the store has those of a large one.
-    oid: as git counts it."""
+    oid: as git counts it. xet: its hash there."""
 
     size: int
     oid: str
     sha256: str | None = None
     data: bytes = b""
+    xet: str | None = None
 
     @classmethod
     def regular(cls, data: bytes) -> Blob:
         return cls(len(data), git_oid(data), None, data)
 
     @classmethod
-    def large(cls, sha256: str, size: int) -> Blob:
-        return cls(size, git_oid(pointer(sha256, size)), sha256)
+    def large(cls, sha256: str, size: int, xet: str | None = None) -> Blob:
+        return cls(size, git_oid(pointer(sha256, size)), sha256, xet=xet)
 
     @property
     def etag(self) -> str:
@@ -51,6 +54,8 @@ class Blob:
         if self.sha256:
             told["lfs"] = {"oid": self.sha256, "size": self.size,
                            "pointerSize": len(pointer(self.sha256, self.size))}
+        if self.xet:
+            told["xetHash"] = self.xet
         return told
 
 
@@ -122,7 +127,7 @@ class Repository:
 
 class Store:
     """Everything, behind one lock. page: entries of a listing. part: largest upload in one piece,
-    in bytes."""
+    in bytes. xet: the folder of a local Xet store, for clients that use it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -132,6 +137,7 @@ class Store:
         self.parts: dict[str, dict[int, bytes]] = {}
         self.page = 1000
         self.part = 5 << 20
+        self.xet: Path | None = None
         self._count = itertools.count()
 
     def repository(self, name: str, caller: Caller) -> Repository:
@@ -188,8 +194,12 @@ class Store:
         self.repositories[name] = repository
         return self.commit(repository, "refs/heads/main", None, files, "seed").oid
 
-    def read(self, blob: Blob) -> bytes:
-        return self.large[blob.sha256] if blob.sha256 else blob.data
+    def known(self, sha256: str) -> Blob | None:
+        """A large file that was uploaded, one way or the other."""
+        if sha256 in self.large:
+            return Blob.large(sha256, len(self.large[sha256]))
+        found = files_in(self.xet).get(sha256) if self.xet else None
+        return Blob.large(sha256, found.size, found.hash) if found else None
 
 
 def missing(caller: Caller) -> Refused:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, quote
 import yaml
 
 from hub.repositories import LARGE as LARGE_NAMES
-from hub.repositories import Blob, Caller, Commit, PullRequest, Refused, Repository
+from hub.repositories import Blob, Caller, Commit, PullRequest, Refused, Repository, Store
 
 if TYPE_CHECKING:
     from hub.server import Hub
@@ -192,7 +192,7 @@ def commit(request: Request, name: str, revision: str) -> Answer:
         parent = repository.commit_of(revision)
         if header.get("parentCommit") not in (None, parent.oid):
             raise Refused(412, "A commit has happened since. Please refresh and try again.")
-        files = changed(store.large, parent, lines)
+        files = changed(store, parent, lines)
         ref, url = f"refs/heads/{revision}", None
         if opens:
             num = opened(repository, header["summary"], request.caller.name)
@@ -205,17 +205,17 @@ def commit(request: Request, name: str, revision: str) -> Answer:
                         "pullRequestUrl": url})
 
 
-def changed(large: Mapping[str, bytes], parent: Commit,
-            lines: list[dict[str, Any]]) -> dict[str, Blob]:
+def changed(store: Store, parent: Commit, lines: list[dict[str, Any]]) -> dict[str, Blob]:
     files = dict(parent.files)
     for line in lines:
         told = line["value"]
         if line["key"] == "file":
             files[told["path"]] = Blob.regular(base64.b64decode(told["content"]))
         elif line["key"] == "lfsFile":
-            if told["oid"] not in large:
+            known = store.known(told["oid"])
+            if known is None:
                 raise Refused(400, f"LFS pointer of {told['path']} points to no file")
-            files[told["path"]] = Blob.large(told["oid"], len(large[told["oid"]]))
+            files[told["path"]] = known
         elif line["key"] in ("deletedFile", "deletedFolder"):
             gone = [path for path in files
                     if path == told["path"] or path.startswith(told["path"].rstrip("/") + "/")]
@@ -335,6 +335,17 @@ def complete(request: Request, oid: str) -> Answer:
     return Answer(200, {})
 
 
+def xet_token(request: Request, name: str, right: str, revision: str) -> Answer:
+    repository = request.repository(name, contents=True)
+    if request.hub.store.xet is None:
+        raise Refused(404, "This Hub has no Xet")
+    if right == "write" and not request.query.get("create_pr"):
+        repository.want_write(request.caller)
+    told = {"casUrl": f"local://{request.hub.store.xet}", "exp": 1 << 40, "accessToken": "xet"}
+    return Answer(200, told, {"X-Xet-Cas-Url": told["casUrl"], "X-Xet-Access-Token": "xet",
+                              "X-Xet-Token-Expiration": str(told["exp"])})
+
+
 def resolve(request: Request, name: str, revision: str, path: str) -> Answer:
     repository = request.repository(name, contents=True)
     commit = repository.commit_of(revision)
@@ -342,6 +353,9 @@ def resolve(request: Request, name: str, revision: str, path: str) -> Answer:
         raise Refused(404, "Entry not found", "EntryNotFound")
     blob = commit.files[path]
     headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{blob.etag}"'}
+    if blob.xet:
+        headers |= {"X-Xet-Hash": blob.xet, "X-Xet-Refresh-Route":
+                    f"{request.hub.url}/api/models/{name}/xet-read-token/{commit.oid}"}
     if blob.sha256:
         return Answer(302, b"", {
             **headers, "X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(blob.size),
@@ -405,6 +419,7 @@ API: Routes = [
     ("POST|DELETE", f"{_MODEL}/branch/{_ONE}", "branch", branch),
     ("POST", f"{_MODEL}/tag/{_ONE}", "tag", tag),
     ("GET", f"{_MODEL}/refs", "refs", refs),
+    ("GET", f"{_MODEL}/xet-(read|write)-token/{_ONE}", "xet-token", xet_token),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", "lfs-batch", lfs_batch),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/verify", "lfs-verify", lfs_verify),
     ("POST", f"/complete/{_ONE}", "lfs-complete", complete),

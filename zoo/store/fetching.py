@@ -82,15 +82,18 @@ def _want_whole(address: Address, folder: Path) -> None:
 
 def _want_unchanged(address: Address, folder: Path) -> None:
     for file in sorted(folder.iterdir()):
-        kept = file.resolve()
-        # The cache names its copies by the hash that the Hub told: the sha256 of a large file,
-        # git's of another.
+        if not file.is_symlink():
+            continue  # a copy, where the file system has no links, and nothing says of what
+        # The cache keeps a copy under the hash that the Hub told: the sha256 of a large file,
+        # git's of another. That may be a link itself, to what several repositories have.
+        kept = folder / file.readlink()
         large = re.fullmatch(r"[0-9a-f]{64}", kept.name)
         if not large and not re.fullmatch(r"[0-9a-f]{40}", kept.name):
             continue
         if kept.name != (sha256_of(kept) if large else git_oid(kept.read_bytes())):
-            file.unlink()
-            kept.unlink()
+            kept.resolve().unlink(missing_ok=True)
+            for link in (file, kept):
+                link.unlink(missing_ok=True)
             raise WeightsError(
                 f"{address}: {file.name} is not what the Hub has at commit {folder.name}: it was "
                 "damaged on the way or on this disk. The copy is deleted; run the same again to "
