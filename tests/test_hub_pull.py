@@ -102,6 +102,16 @@ def test_gated_and_private_say_what_to_do(
     assert hub.leaks == []
 
 
+def test_a_registered_name_takes_its_weights_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    theirs = zoo.backbone("test_vit", image_size=160, seed=5, device="cpu")
+    commit = hub.store.seed("timm/test_vit.r160_in1k", zoo.save(theirs, tmp_path / "theirs"))
+    ours = zoo.backbone("timm/test_vit", pretrained=True, device="cpu")
+    assert source(ours)["revision"] == commit
+    x = torch.rand(1, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
 class TestPull:
     def test_a_folder_that_remembers_its_commit(
         self, hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -95,14 +95,16 @@ class TestWhatGoesUp:
     def test_only_what_differs_goes_up_and_what_is_left_over_goes(
         self, hub: Hub, folder: Path, tmp_path: Path
     ) -> None:
+        (folder / "LICENSE").write_text("All of it.")
         zoo.push(folder, "me/fused")
+        (folder / "LICENSE").unlink()
         wide = zoo.fuse([zoo.backbone("mnist_cnn", num_classes=3, seed=seed, device="cpu")
                          for seed in (1, 2)], "concat")
         zoo.save(wide, tmp_path / "shards", max_shard_bytes=400_000)
         shards = sorted(file.name for file in (tmp_path / "shards").iterdir())
         assert len(shards) > 4
         done = zoo.push(tmp_path / "shards", "me/fused", exist_ok=True)
-        assert files_of(hub, "me/fused") == shards
+        assert files_of(hub, "me/fused") == ["LICENSE", *shards]
         assert {file.name: file.state for file in done.files}["model.safetensors"] == "removed"
         card = folder / "README.md"
         card.write_text(card.read_text() + "\nMore.\n")
@@ -310,9 +312,9 @@ class TestErrors:
         for dry_run in (False, True):
             error = self.refused(folder, dry_run=dry_run)
             assert (error.reason, error.problem) == (
-                "taken", "the repository holds another model; choose another name, say "
-                "exist_ok=True (--exist-ok) to replace it, or create_pr=True (--create-pr) to "
-                "propose it")
+                "taken", "the repository is there already, with something else in it; choose "
+                "another name, say exist_ok=True (--exist-ok) to replace it, or create_pr=True "
+                "(--create-pr) to propose it")
         assert commits(hub, "me/fused") == 1
         error = self.refused(folder, private=True, exist_ok=True)
         assert error.reason == "public"

@@ -72,14 +72,6 @@ def delete(request: Request) -> Answer:
     return Answer(200, {})
 
 
-def settings(request: Request, name: str) -> Answer:
-    repository = request.repository(name)
-    repository.want_write(request.caller)
-    repository.private = request.json.get("private", repository.private)
-    repository.gated = bool(request.json.get("gated", repository.gated))
-    return Answer(200, {})
-
-
 def whoami(request: Request) -> Answer:
     caller = request.caller
     if not caller.name:
@@ -404,7 +396,6 @@ Routes = list[tuple[str, str, str, Callable[..., Answer]]]
 API: Routes = [
     ("POST", "/api/repos/create", "create", create),
     ("DELETE", "/api/repos/delete", "delete", delete),
-    ("PUT", f"{_MODEL}/settings", "settings", settings),
     ("GET", "/api/whoami-v2", "whoami", whoami),
     ("POST", "/api/validate-yaml", "validate-yaml", validate_yaml),
     ("GET", _MODEL, "info", info),

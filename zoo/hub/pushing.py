@@ -13,7 +13,7 @@ from zoo.hub.folder import Upload, folder_of, uploads
 from zoo.hub.repository import Standing, api_for, asked, repository_of, standing
 from zoo.model import Model
 from zoo.store.answers import ATTEMPTS, refusal, status_of, url_of
-from zoo.store.contents import is_published
+from zoo.store.contents import is_outdated
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -119,7 +119,7 @@ def _compared(files: Sequence[Upload], there: Standing) -> tuple[PushedFile, ...
         found.append(PushedFile(name=file.name, size=file.size, sha256=file.sha256, state=state))
     kept = {file.name for file in files}
     gone = [PushedFile(name=name, size=0, sha256="", state="removed")
-            for name in sorted(there.files) if is_published(name) and name not in kept]
+            for name in sorted(there.files) if is_outdated(name) and name not in kept]
     return (*found, *gone)
 
 
@@ -132,9 +132,9 @@ def _want_allowed(name: str, there: Standing, private: bool | None, revision: st
         raise HubError(name, "public", "the repository is public and private=True was asked for; "
                        "make it private on its settings page, or choose another name")
     if there.occupied and not (exist_ok or create_pr or (revision or "").startswith("refs/pr/")):
-        raise HubError(name, "taken", "the repository holds another model; choose another name, "
-                       "say exist_ok=True (--exist-ok) to replace it, or create_pr=True "
-                       "(--create-pr) to propose it")
+        raise HubError(name, "taken", "the repository is there already, with something else in "
+                       "it; choose another name, say exist_ok=True (--exist-ok) to replace it, or "
+                       "create_pr=True (--create-pr) to propose it")
 
 
 def _prepare(api: HfApi, name: str, there: Standing, private: bool | None,
