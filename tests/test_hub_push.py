@@ -17,6 +17,7 @@ import pytest
 import torch
 from hub import Fault, Hub
 from hub.client import environment
+from hub.repositories import Refused
 from huggingface_hub import ModelCard, constants
 from small_models import fused, saved
 
@@ -343,6 +344,21 @@ class TestErrors:
             zoo.push(fused(), "me/fused")
         assert hub.store.repositories == {}
 
+    def test_somebody_else_makes_the_repository_at_the_same_time(
+        self, hub: Hub, folder: Path, me: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        other = saved(tmp_path / "other")
+        (folder / "README.md").write_text(MINE)
+        create = hub.store.create
+
+        def quicker(name: str, *given: object) -> object:
+            hub.store.seed(name, other)
+            return create(name, *given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(hub.store, "create", quicker)
+        assert self.refused(folder).reason == "taken"
+        assert commits(hub, "me/fused") == 0
+
     def test_somebody_else_pushed_meanwhile(
         self, hub: Hub, folder: Path, me: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -382,23 +398,25 @@ def test_no_token_is_in_anything_that_is_said_or_written(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not by the client, whatever it logs; not by zoo, even where the Hub's answer has it."""
-    planted = hub.token("me")
+    planted, given = hub.token("me"), "api-org-0123456789"
+    hub.store.callers[given] = hub.store.callers[planted]
     monkeypatch.setenv("HF_TOKEN", planted)
     caplog.set_level(logging.DEBUG)
     said = [str(zoo.push(folder, "me/fused")), repr(zoo.push(folder, "me/fused", dry_run=True))]
     (folder / "README.md").write_text(MINE)
-    zoo.push(folder, "me/fused", exist_ok=True, token=planted)
+    zoo.push(folder, "me/fused", exist_ok=True, token=given)
     zoo.save(zoo.load("hf-hub:me/fused", device="cpu"), tmp_path / "loaded")
     zoo.pull("me/fused", tmp_path / "pulled")
     said.append(caplog.text)
     assert "/commit/main" in caplog.text
-    attempts: list[Callable[[], object]] = [
-        lambda: zoo.push(folder, "you/fused"), lambda: zoo.load("hf-hub:you/fused"),
-        lambda: zoo.push(folder, "me/new", token=planted)]
+    attempts: list[tuple[str, Callable[[], object]]] = [
+        (given, lambda: zoo.push(folder, "me/new", token=given)),
+        (planted, lambda: zoo.push(folder, "you/fused")),
+        (planted, lambda: zoo.load("hf-hub:you/fused"))]
     (folder / "README.md").write_text(MINE + "Too.")
-    monkeypatch.setattr(hub.store, "create", lambda *_: echo(planted))
-    monkeypatch.setattr(hub.store, "repository", lambda *_: echo(planted))
-    for attempt in attempts:
+    for token, attempt in attempts:
+        for name in ("create", "repository"):
+            monkeypatch.setattr(hub.store, name, echo(token))
         with pytest.raises(zoo.ZooError) as caught:
             attempt()
         said += traceback.format_exception(caught.value)
@@ -408,15 +426,17 @@ def test_no_token_is_in_anything_that_is_said_or_written(
             main(command)
     said += capsys.readouterr()
     assert "hf_…" in "".join(said)
-    assert planted not in "".join(said)
-    for file in tmp_path.rglob("*"):
-        assert not file.is_file() or planted.encode() not in file.read_bytes(), file
+    for token in (planted, given):
+        assert token not in "".join(said)
+        for file in tmp_path.rglob("*"):
+            assert not file.is_file() or token.encode() not in file.read_bytes(), file
 
 
-def echo(token: str) -> None:
-    from hub.repositories import Refused
+def echo(token: str) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise Refused(403, f"The token {token} has no business here")
 
-    raise Refused(403, f"The token {token} has no business here")
+    return refuse
 
 
 def test_the_command(
@@ -433,6 +453,8 @@ def test_the_command(
     assert "would push" in told
     told = zoo_("push", str(folder), "me/fused", "--private")
     assert f"pushed: {hub.url}/me/fused/commit/" in told
+    told = zoo_("push", str(folder), "me/fused", "--dry-run")
+    assert "would push 0 bytes to me/fused@main; all of it is there: http" in told
     told = json.loads(zoo_("push", str(folder), "me/fused", "--json"))
     assert (told["uploaded"], told["files"][0]["state"]) == (0, "there")
     pulled = zoo_("pull", "me/fused", "-o", str(tmp_path / "down"))

@@ -201,8 +201,9 @@ def pushed(done: Pushed, json: bool) -> None:
         return
     _columns(("file", "bytes", "in the repository"),
              [(file.name, f"{file.size:,}", file.state) for file in done.files])
-    if done.dry_run and done.url is None:
-        print(f"would push {done.uploaded:,} bytes to {done.repository}@{done.revision}")
+    if done.dry_run:
+        there = f"; all of it is there: {done}" if done.url else ""
+        print(f"would push {done.uploaded:,} bytes to {done.repository}@{done.revision}{there}")
     else:
         print(f"{done.uploaded:,} bytes pushed: {done}")
     if done.pull_request:

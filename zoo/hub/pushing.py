@@ -96,16 +96,22 @@ def push(
         api = api_for(name, token, writes=not dry_run)
         files = uploads(folder, name, license)
         there = standing(api, name, revision)
+        if private and there.exists and not there.private:
+            raise HubError(name, "public", "the repository is public and private=True was asked "
+                           "for; make it private on its settings page, or choose another name")
         planned = _compared(files, there)
         same = there.commit is not None and all(file.state == "there" for file in planned)
         answer = Pushed(repository=name, revision=revision or "main", files=planned,
                         dry_run=dry_run)
         if same:
             return replace(answer, commit=there.commit, url=_url(api, name, str(there.commit)))
-        _want_allowed(name, there, private, revision, create_pr, exist_ok)
+        may_replace = exist_ok or create_pr or answer.revision.startswith("refs/pr/")
+        _want_allowed(name, there, create_pr, may_replace)
         if dry_run:
             return answer
         base = _prepare(api, name, there, private, revision)
+        if not there.exists:  # somebody else may have been quicker
+            _want_allowed(name, base, create_pr, may_replace)
         return _commit(api, name, files, answer, base, create_pr, message or "Push a model")
 
 
@@ -123,15 +129,11 @@ def _compared(files: Sequence[Upload], there: Standing) -> tuple[PushedFile, ...
     return (*found, *gone)
 
 
-def _want_allowed(name: str, there: Standing, private: bool | None, revision: str | None,
-                  create_pr: bool, exist_ok: bool) -> None:
+def _want_allowed(name: str, there: Standing, create_pr: bool, may_replace: bool) -> None:
     if create_pr and not there.exists:
         raise HubError(name, "missing", "there is no repository to open a pull request against, "
                        "or this login does not see it; check the name, or push without create_pr")
-    if private and there.exists and not there.private:
-        raise HubError(name, "public", "the repository is public and private=True was asked for; "
-                       "make it private on its settings page, or choose another name")
-    if there.occupied and not (exist_ok or create_pr or (revision or "").startswith("refs/pr/")):
+    if there.occupied and not may_replace:
         raise HubError(name, "taken", "the repository is there already, with something else in "
                        "it; choose another name, say exist_ok=True (--exist-ok) to replace it, or "
                        "create_pr=True (--create-pr) to propose it")
@@ -164,10 +166,10 @@ def _commit(api: HfApi, name: str, files: Sequence[Upload], answer: Pushed, base
         except Exception as error:
             told = refusal(error, attempt)
             url, status = url_of(error), status_of(error)
-        at_commit = "/commit/" in url
+        at_commit = "/commit/" in url or not url
         # Whether the Hub said that it did nothing; otherwise nobody knows.
         undone = not at_commit or status not in (None, 500, 502, 504)
-        ours = at_commit or not url or "validate-yaml" in url  # the client repeats the others
+        ours = at_commit or "validate-yaml" in url  # the client repeats the others
         if not create_pr and not undone:
             now = standing(api, name, answer.revision)
             if all(file.state == "there" for file in _compared(files, now)):

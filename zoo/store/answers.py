@@ -71,12 +71,24 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def without_token(text: str) -> str:
-    """The text with every token in it crossed out."""
+def _without_token(text: str, error: BaseException) -> str:
+    """The text with every token in it crossed out: that of the login, that of the failed request,
+    and whatever looks like one."""
     from huggingface_hub import get_token
 
-    known = get_token()
-    return _TOKEN.sub("hf_…", text.replace(known, "hf_…") if known else text)
+    for known in (get_token(), *_sent(error)):
+        text = text.replace(known, "hf_…") if known else text
+    return _TOKEN.sub("hf_…", text)
+
+
+def _sent(error: BaseException) -> Iterator[str]:
+    for each in _chain(error):
+        for holder in (each, getattr(each, "response", None)):
+            try:
+                given = holder.request.headers.get("authorization")  # type: ignore[union-attr]
+            except (AttributeError, RuntimeError):
+                continue
+            yield str(given or "").removeprefix("Bearer ")
 
 
 def _known(error: BaseException, attempt: int) -> Refusal | None:
@@ -96,7 +108,7 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
         return _status(error, attempt)
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
         return Refusal("refused", "the Hub does not accept the card: "
-                       + " ".join(without_token(str(error)).split()))
+                       + " ".join(_without_token(str(error), error).split()))
     if isinstance(error, json.JSONDecodeError):
         return Refusal("busy", "the Hub's answer could not be read; try again", 2.0 ** attempt)
     if isinstance(error, errors.OfflineModeIsEnabled) or "ConnectError" in names:
@@ -110,8 +122,8 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
 
 def _status(error: Any, attempt: int) -> Refusal:
     status = error.response.status_code
-    said = without_token(str(error.response.headers.get("X-Error-Message")
-                             or getattr(error, "server_message", "") or "").strip(". "))
+    answer = error.response.headers.get("X-Error-Message") or getattr(error, "server_message", "")
+    said = _without_token(str(answer or "").strip(". "), error)
     told = f" ({said})" if said else ""
     if status == 401:
         return Refusal("login", f"the Hub does not accept the login{told}; run `hf auth login` "
@@ -141,4 +153,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    return without_token((str(error).strip().splitlines() or [""])[0])
+    return _without_token((str(error).strip().splitlines() or [""])[0], error)
