@@ -344,6 +344,17 @@ class TestErrors:
             zoo.push(fused(), "me/fused")
         assert hub.store.repositories == {}
 
+    def test_a_hub_without_xet(
+        self, hub: Hub, folder: Path, me: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+        assert self.refused(folder).problem == (
+            "this Hub has no Xet, and the client goes the other way only if it is told; set "
+            "HF_HUB_DISABLE_XET=1 and run the same again")
+        assert hub.called("xet-token") == 1
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        assert zoo.push(folder, "me/fused").commit
+
     def test_somebody_else_makes_the_repository_at_the_same_time(
         self, hub: Hub, folder: Path, me: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

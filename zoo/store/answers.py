@@ -114,6 +114,8 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
     if isinstance(error, errors.OfflineModeIsEnabled) or "ConnectError" in names:
         return Refusal("offline", "the Hub cannot be reached; check the network, and that "
                        "HF_HUB_OFFLINE is not set")
+    if type(error) is ConnectionError:
+        return _xet(error)
     if "TransportError" in names or isinstance(error, (ConnectionError, TimeoutError)):
         return Refusal("broken", "the connection to the Hub broke; run the same again, what is "
                        "there already is kept", 2.0 ** attempt)
@@ -141,6 +143,19 @@ def _status(error: Any, attempt: int) -> Refusal:
         return Refusal("busy", f"the Hub {what} (HTTP {status}); try again in a few minutes, what "
                        "is there already is kept", wait if wait <= _LONGEST_WAIT else None)
     return Refusal("refused", f"the Hub refuses it (HTTP {status}){told}")
+
+
+def _xet(error: ConnectionError) -> Refusal:
+    """What hf-xet raises, after minutes of attempts of its own: a text with an HTTP status."""
+    status = re.search(r"\((\d{3}) ", str(error))
+    if status and status[1] == "404":
+        return Refusal("refused", "this Hub has no Xet, and the client goes the other way only if "
+                       "it is told; set HF_HUB_DISABLE_XET=1 and run the same again")
+    if status and status[1] in ("401", "403"):
+        return Refusal("rights", "this login may not do that; use a token with the role 'write' "
+                       "of somebody who may")
+    return Refusal("broken", "the connection to the Hub's store broke; run the same again, what "
+                   "is there already is kept, or set HF_HUB_DISABLE_XET=1 to do without Xet")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
