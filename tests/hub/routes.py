@@ -400,7 +400,7 @@ API: Routes = [
     ("POST", "/api/validate-yaml", "validate-yaml", validate_yaml),
     ("GET", _MODEL, "info", info),
     ("GET", f"{_MODEL}/revision/{_ONE}", "info", info),
-    ("GET", f"{_MODEL}/tree/{_ONE}(?:/{_ONE})?", "tree", tree),
+    ("GET", f"{_MODEL}/tree/{_ONE}(?:/{_ONE}?)?", "tree", tree),
     ("POST", f"{_MODEL}/paths-info/{_ONE}", "paths-info", paths_info),
     ("POST", f"{_MODEL}/preupload/{_ONE}", "preupload", preupload),
     ("POST", f"{_MODEL}/commit/{_ONE}", "commit", commit),
@@ -414,10 +414,10 @@ API: Routes = [
     ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", "lfs-batch", lfs_batch),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/verify", "lfs-verify", lfs_verify),
     ("POST", f"/complete/{_ONE}", "lfs-complete", complete),
-    ("GET|HEAD", f"/{_ID}/resolve/{_ONE}/(.+)", "resolve", resolve),
+    ("GET", f"/{_ID}/resolve/{_ONE}/(.+)", "resolve", resolve),
 ]
 LARGE: Routes = [
-    ("GET|HEAD", f"/blob/{_ONE}", "blob", blob),
+    ("GET", f"/blob/{_ONE}", "blob", blob),
     ("PUT", f"/upload/{_ONE}", "upload", upload),
     ("PUT", f"/part/{_ONE}/(\\d+)", "part", part),
 ]

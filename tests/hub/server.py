@@ -76,8 +76,9 @@ class Handler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         body = self._body()  # even of what is refused, or the next request begins inside it
         path, _, query = self.path.partition("?")
+        method = self.command.replace("HEAD", "GET")
         found = next(((match, endpoint, function) for methods, pattern, endpoint, function
-                      in self.routes if self.command in methods.split("|")
+                      in self.routes if method in methods.split("|")
                       and (match := re.fullmatch(pattern, path))), None)
         if found is None:
             self._send("", Answer(404, {"error": f"no such call: {self.command} {path}"}))
