@@ -6,10 +6,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from zoo import discovery
+
+if TYPE_CHECKING:
+    from hub import Hub
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +65,14 @@ def install(
         if name.startswith("zoo_"):
             del sys.modules[name]
     discovery.reset()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on loopback that huggingface_hub talks to, in this process, logged out."""
+    from hub import Hub
+    from hub.client import connect
+
+    with Hub() as running:
+        connect(running, tmp_path / "hf", monkeypatch)
+        yield running

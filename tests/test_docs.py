@@ -25,6 +25,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 ELSEWHERE = ("git clone", "make ", ".ci/run", "zoo run examples/")
 # The plugin that a page works on, where another page writes it.
 WRITTEN_BY = {"testing.md": "kinds.md"}
+# Pages that talk to a Hub: one on loopback, with somebody logged in.
+ON_THE_HUB = ("hub.md",)
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
@@ -67,7 +69,11 @@ def workplace(
 
 @pytest.mark.filterwarnings("ignore:batch norm's statistics were pooled")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_snippet_runs(page: Path, workplace: Path) -> None:
+def test_every_snippet_runs(
+    page: Path, workplace: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if page.name in ON_THE_HUB:
+        monkeypatch.setenv("HF_TOKEN", request.getfixturevalue("hub").token("me"))
     if page in PLUGIN_PAGES and page.name in WRITTEN_BY:
         for _, text in blocks(page.with_name(WRITTEN_BY[page.name]), "python"):
             _write_module(workplace, text)

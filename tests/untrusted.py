@@ -15,13 +15,14 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from small_hub import HOME, Hub
+from hub import Hub
 
+HOME = Path(sys.argv[1])
+HUB = Hub()
 RAN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn",
        "pickle.find_class")
 CODE = ("evil", "sleeper", "pip", "ensurepip")
@@ -82,6 +83,7 @@ def attempt(change: Callable[[Any], Any], repository: str) -> str:
     changed = copy.deepcopy(config)
     change(changed)
     (folder / "config.json").write_text(json.dumps(changed))
+    HUB.store.seed(repository, folder)
     told = []
     for where in (folder, f"hf-hub:{repository}"):
         try:
@@ -97,11 +99,9 @@ def attempt(change: Callable[[Any], Any], repository: str) -> str:
 
 
 def main() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ.update({
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(HOME / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(HOME / "cache"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     })
     import torch  # noqa: F401, what it does while it is imported is its own
 

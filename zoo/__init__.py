@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zoo.errors import ZooError
     from zoo.evaluation import evaluate
     from zoo.hookspecs import hookimpl
+    from zoo.hub import pull, push
     from zoo.inference import speed_up
     from zoo.merge_files import merge
     from zoo.model import Model
@@ -56,6 +57,8 @@ _HOME = {
     "export": "zoo.deployment",
     "save": "zoo.store",
     "load": "zoo.store",
+    "push": "zoo.hub",
+    "pull": "zoo.hub",
     "load_data": "zoo.datasets",
     "Model": "zoo.model",
     "Plugin": "zoo.discovery",
@@ -93,6 +96,8 @@ __all__ = [
     "merge",
     "plan",
     "plugins",
+    "pull",
+    "push",
     "run",
     "save",
     "speed_up",

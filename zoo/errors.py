@@ -122,6 +122,20 @@ class WeightsError(ZooError, RuntimeError):
     """Weights that were asked for cannot be had, or do not belong to this network."""
 
 
+class HubError(ZooError, RuntimeError):
+    """A model cannot be pushed to the Hub as it is; says what to do.
+
+    reason, one word: `login`, `rights`, `taken`, `gated`, `missing`, `revision`, `changed`,
+    `offline`, `broken`, `busy`, `disk`, `licence`, `files`, `public`, `refused` or `other`.
+    """
+
+    def __init__(self, repository: str, reason: str, problem: str) -> None:
+        super().__init__(f"{repository}: {problem}")
+        self.repository = repository
+        self.reason = reason
+        self.problem = problem
+
+
 class DataError(ZooError, ValueError):
     """A data set is missing or wrong somewhere; names the file and, where there is one, the row."""
 

@@ -14,6 +14,7 @@ from zoo.cli import output
 from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
 from zoo.cli.caching import cache
 from zoo.cli.fusing import fuse, merge
+from zoo.cli.hub import pull, push
 from zoo.errors import ZooError
 from zoo.names import suggest
 from zoo.specs import FAMILIES, KINDS, TransferSpec
@@ -207,6 +208,13 @@ def export(
 
     loaded = output.model(model, pretrained=True, image_size=image_size, device="cpu", seed=0)
     output.wrote(zoo.export(loaded, format_, out=out, batch_size=batch_size), loaded)
+
+
+app.command(epilog=output.examples(
+    "zoo push fused me/fused --dry-run", "zoo push fused me/fused --private",
+    "zoo push fused org/model --create-pr --message 'Fuse with ties'"))(push)
+app.command(epilog=output.examples(
+    "zoo pull timm/resnet18.a1_in1k", "zoo pull org/model@v1 -o model"))(pull)
 
 
 @app.command(epilog=output.examples("zoo run examples/digits.yaml -o runs/demo"))

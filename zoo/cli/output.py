@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoo.cache.kept import KeptFile
     from zoo.discovery import Plugin
     from zoo.evaluation import Evaluation
+    from zoo.hub.pushing import Pushed
     from zoo.known import KnownPlugin
     from zoo.model import Model
     from zoo.options import Option
@@ -192,6 +193,28 @@ def merged(out: Path) -> None:
     files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9
     print(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
+
+
+def pushed(done: Pushed, json: bool) -> None:
+    if json:
+        _json(done.as_dict())
+        return
+    _columns(("file", "bytes", "in the repository"),
+             [(file.name, f"{file.size:,}", file.state) for file in done.files])
+    if done.dry_run:
+        there = f"; all of it is there: {done}" if done.url else ""
+        print(f"would push {done.uploaded:,} bytes to {done.repository}@{done.revision}{there}")
+    else:
+        print(f"{done.uploaded:,} bytes pushed: {done}")
+    if done.pull_request:
+        print(f"pull request: {done.pull_request}")
+
+
+def pulled(folder: Path, origin: Mapping[str, str], json: bool) -> None:
+    if json:
+        _json({"folder": str(folder), **origin})
+    else:
+        print(f"{folder}: {origin['repository']} at commit {origin['revision']}")
 
 
 def started(folder: Path, namespace: str) -> None:

@@ -37,7 +37,7 @@ def located(given: str | os.PathLike[str]) -> tuple[Path, dict[str, str]]:
         if reference.scheme not in MODEL_SCHEMES:
             raise BadName(given, "a model's address is 'hf-hub:…' or 'local-dir:…'")
         if reference.scheme == "hf-hub":
-            from zoo.store.timm_layout import hub_folder  # imports timm, which paths do without
+            from zoo.store.fetching import hub_folder  # imports timm, which paths do without
 
             return hub_folder(reference)
         given = reference.location

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from zoo.model import Model
+from zoo.store.licences import terms
 
 
 def model_card(model: Model, described: Mapping[str, Any], *, plain: bool) -> str:
@@ -26,8 +28,9 @@ def model_card(model: Model, described: Mapping[str, Any], *, plain: bool) -> st
     if sources:
         front["base_model"] = sorted({source["repository"] for source in sources})
         front["base_model_relation"] = "merge" if model.fusion else "finetune"
-    if len(made["licences"]) == 1:
-        front["license"] = made["licences"][0]
+    licence, _ = terms(made)
+    if licence:
+        front["license"] = licence
     how = f"fused by `{model.fusion}`" if model.fusion else f"one network, `{model.name}`"
     lines = [
         "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "",
@@ -47,3 +50,25 @@ def model_card(model: Model, described: Mapping[str, Any], *, plain: bool) -> st
                   "```"]
     lines += ["", "## Made with", "", "```json", json.dumps(made, indent=2), "```"]
     return "\n".join(lines) + "\n"
+
+
+def published(card: str, repository: str, licence: str | None) -> str:
+    """The card as it stands on the Hub: it says how to use the model from there.
+
+    licence: put in place of what the card says; None leaves that alone.
+    """
+    for here, there in _ADDRESSES.items():
+        card = card.replace(here, there.format(repository))
+    if licence is None:
+        return card
+    match = re.match(r"---\r?\n(.*?)\n---", card, re.DOTALL)
+    front = (yaml.safe_load(match[1]) if match else None) or {}
+    told = yaml.safe_dump({**front, "license": licence}, sort_keys=False).strip()
+    return f"---\n{told}\n---" + (card[match.end():] if match else f"\n\n{card}")
+
+
+# What `model_card` writes of a folder, and what it becomes.
+_ADDRESSES = {
+    '"path/to/this/folder")  # or "hf-hub:org/name"': '"hf-hub:{}")',
+    '"local-dir:path/to/this/folder"': '"hf-hub:{}"',
+}

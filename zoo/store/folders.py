@@ -30,18 +30,16 @@ from zoo.registry import find
 from zoo.requirements import missing, requirement_of, requirements
 from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store.card import model_card
+from zoo.store.contents import CARD, CONFIG, WEIGHTS, is_ignored, is_published
+from zoo.store.fetching import hub_folder, origin_of
 from zoo.store.rebuilding import rebuild
-from zoo.store.timm_layout import from_config, hub_folder, timm_config
+from zoo.store.timm_layout import from_config, timm_config
 from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
 
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
 # "layers": it gives those of chosen layers, or pooled in a chosen way.
 UNDERSTOOD: frozenset[str] = frozenset({"gives", "layers"})
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-
-_OURS = re.compile(r"config\.json|README\.md|.+\.safetensors(\.index\.json)?|\.DS_Store")
 # What `made_with` says of the saving; the rest is the model's recipe.
 _SAVING = ("norms", "licences", "versions", "sha256")
 # torch's own allocations begin at multiples of 64 bytes, and kernels round differently elsewhere.
@@ -69,15 +67,15 @@ def save(
             *(["gives"] if model.unpooled else []), *(["layers"] if _chooses(model) else [])],
         "model": model.describe(),
     }
-    with atomic_folder(folder, _is_only_a_model) as fresh:
+    with atomic_folder(folder, is_only_a_model) as fresh:
         hashes = save_tensors(network(model).state_dict(), fresh / WEIGHTS,
                               max_shard_bytes=None if timm else max_shard_bytes)
         described["made_with"] = {**_made_with(model), "sha256": hashes}
         config = {**(timm or {}), "zoo": described}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         (fresh / CONFIG).write_text(text, "utf-8")
-        (fresh / "README.md").write_text(model_card(model, described, plain=timm is not None),
-                                         "utf-8")
+        (fresh / CARD).write_text(model_card(model, described, plain=timm is not None),
+                                  "utf-8")
     return folder
 
 
@@ -145,18 +143,20 @@ def _folder(path: str | os.PathLike[str] | Address) -> tuple[Path, dict[str, str
     # A plain string is a path here, unless it is an address.
     if isinstance(path, str) and not is_path(path) and re.match(r"[a-z][a-z0-9-]+:", path):
         reference = parse(path)
-    if not isinstance(reference, Address):
-        return current_folder(Path(str(path)).expanduser()), {}
-    if reference.scheme not in MODEL_SCHEMES:
-        raise BadName(str(reference), "a model's address is 'hf-hub:…' or 'local-dir:…'")
-    if reference.scheme == "hf-hub":
-        return hub_folder(reference)
-    return current_folder(Path(reference.location).expanduser()), {}
+    if isinstance(reference, Address):
+        if reference.scheme not in MODEL_SCHEMES:
+            raise BadName(str(reference), "a model's address is 'hf-hub:…' or 'local-dir:…'")
+        if reference.scheme == "hf-hub":
+            return hub_folder(reference)
+    given = reference.location if isinstance(reference, Address) else str(path)
+    folder = current_folder(Path(given).expanduser())
+    return folder, origin_of(folder)
 
 
-def _is_only_a_model(folder: Path) -> bool:
+def is_only_a_model(folder: Path) -> bool:
     """Whether nothing is lost when the folder is replaced but a model."""
-    if not all(_OURS.fullmatch(file.name) and file.is_file() for file in folder.iterdir()):
+    if not all((is_published(file.name) or is_ignored(file.name)) and file.is_file()
+               for file in folder.iterdir()):
         return False
     try:
         read_config(folder)

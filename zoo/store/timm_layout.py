@@ -1,4 +1,4 @@
-"""timm's repository layout, on disk and on the Hub: `config.json` beside safetensors."""
+"""timm's layout of a model: `config.json` beside safetensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
-from zoo.errors import FormatError, WeightsError
-from zoo.names import Address
+from zoo.errors import FormatError
 
 if TYPE_CHECKING:
     from zoo.model import Model
@@ -124,39 +123,6 @@ def timm_config(model: Model) -> dict[str, Any] | None:
             "interpolation": preprocessing.interpolation, "num_classes": len(model.classes),
         },
     }
-
-
-def hub_folder(address: Address) -> tuple[Path, dict[str, str]]:
-    """A Hub repository on this machine, and which repository and commit that is; pickles are not
-    fetched.
-
-    Raises WeightsError when it cannot be had.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(
-            address.location, revision=address.revision,
-            allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]))
-    except Exception as error:
-        raise WeightsError(f"{address} cannot be had: {_reason(error)}") from error
-    return folder, {"repository": address.location, "revision": folder.name}
-
-
-def _reason(error: Exception) -> str:
-    """Why a repository cannot be had, in a sentence."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return "its owner gives access on request; ask on its page, then run `hf auth login`"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "the Hub has no such repository, or it is private; check the name, or log in"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision; leave it out for the newest"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return "the Hub cannot be reached and it is not in the cache; load it once while online"
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}; check the name and the network"
 
 
 def _label_names(given: Any) -> tuple[str, ...]:

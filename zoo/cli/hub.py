@@ -1,0 +1,56 @@
+"""`zoo push` and `zoo pull`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.cli import output
+from zoo.cli.app import Json
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A saved model.")],
+    repository: Annotated[str, typer.Argument(help="org/name on the Hub.")],
+    private: Annotated[bool | None, typer.Option(
+        "--private/--public", help="Of a new repository; by default the account's setting.")]
+    = None,
+    revision: Annotated[str | None, typer.Option(
+        help="A branch, made if it is not there; by default main.")] = None,
+    create_pr: Annotated[bool, typer.Option(
+        "--create-pr", help="Open a pull request instead.")] = False,
+    exist_ok: Annotated[bool, typer.Option(
+        "--exist-ok", help="Replace the model that the repository holds.")] = False,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Only say what would go up, and what is there.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    license_: Annotated[str | None, typer.Option(
+        "--license", help="Where the members' licences do not say it: mit, cc-by-nc-4.0, …")]
+    = None,
+    json: Json = False,
+) -> None:
+    """Publish a saved model on the Hub in one commit. The login is that of `hf auth login`, or
+    HF_TOKEN."""
+    import zoo
+
+    output.pushed(zoo.push(
+        folder, repository, private=private, revision=revision, create_pr=create_pr,
+        exist_ok=exist_ok, dry_run=dry_run, message=message, license=license_), json)
+
+
+def pull(
+    repository: Annotated[str, typer.Argument(help="org/name or org/name@revision.")],
+    out: Annotated[Path | None, typer.Option(
+        "--out", "-o", help="The folder to write; by default it stays in the Hub's cache.")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a model from the Hub at one commit, complete and checked."""
+    import zoo
+    from zoo.hub.repository import repository_of
+    from zoo.store.fetching import origin_of
+
+    folder = zoo.pull(repository, out)
+    name, _ = repository_of(repository)
+    output.pulled(folder, origin_of(folder) or {"repository": name, "revision": folder.name}, json)

@@ -1,0 +1,102 @@
+"""What of a folder goes to the Hub: weights, config, card, pictures, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from zoo.atomic import current_folder
+from zoo.errors import HubError, ZooError
+from zoo.model import Model
+from zoo.store import read_config, save
+from zoo.store.card import published
+from zoo.store.contents import CARD, is_ignored, is_published
+from zoo.store.hashes import git_oid, sha256_of
+from zoo.store.licences import terms
+from zoo.tensors import open_tensors
+from zoo.tensors.reading import PICKLES
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file as it is to stand in the repository. content: where it lies, or the bytes."""
+
+    name: str
+    size: int
+    sha256: str
+    content: Path | bytes
+
+    @property
+    def oid(self) -> str:
+        """What git calls it. Reads the file: for those that are not large."""
+        content = self.content
+        return git_oid(content if isinstance(content, bytes) else content.read_bytes())
+
+
+@contextmanager
+def folder_of(model: Model | str | Path) -> Iterator[Path]:
+    """The folder that is given, or one for as long as the block lasts with the model saved."""
+    if isinstance(model, Model):
+        with TemporaryDirectory(prefix="zoo-push-") as place:
+            yield save(model, Path(place) / "model")
+    elif isinstance(model, (str, Path)):
+        yield current_folder(Path(model).expanduser())
+    else:
+        raise ZooError(f"push takes a zoo.Model or the folder of one, and a "
+                       f"{type(model).__name__} is neither")
+
+
+def uploads(folder: Path, repository: str, licence: str | None) -> list[Upload]:
+    """The files of a saved model, by name.
+
+    Raises FormatError for what is no model or damaged, HubError for a file that has no business
+    on the Hub or a licence that cannot be told.
+    """
+    config = read_config(folder)
+    _want_only_a_model(folder, repository)
+    open_tensors(folder)  # the headers, so that nothing damaged goes up
+    card = folder / CARD
+    if not card.is_file():
+        raise HubError(repository, "files", f"{folder} has no {CARD}, the page that people see; "
+                       "zoo.save writes one")
+    text = published(card.read_text("utf-8"), repository, _licence(repository, config, licence))
+    return [_upload(file, text.encode() if file.name == CARD else None)
+            for file in sorted(folder.iterdir()) if not is_ignored(file.name)]
+
+
+def _upload(file: Path, content: bytes | None) -> Upload:
+    if content is None:
+        return Upload(file.name, file.stat().st_size, sha256_of(file), file)
+    return Upload(file.name, len(content), hashlib.sha256(content).hexdigest(), content)
+
+
+def _want_only_a_model(folder: Path, repository: str) -> None:
+    files = [file for file in sorted(folder.iterdir()) if not is_ignored(file.name)]
+    pickles = [file.name for file in files if file.suffix in PICKLES]
+    if pickles:
+        raise HubError(repository, "files", f"{', '.join(pickles)} in {folder} is a pickle, which "
+                       "can run any program on the machine that reads it, and is never pushed; "
+                       "move it elsewhere")
+    strays = [file.name for file in files if not (is_published(file.name) and file.is_file())]
+    if strays:
+        raise HubError(repository, "files", f"{', '.join(strays)} in {folder} belongs to no model; "
+                       "only weights (.safetensors), config.json, README.md, licences and the "
+                       "card's pictures are pushed. Move it elsewhere")
+
+
+def _licence(repository: str, config: Mapping[str, Any], given: str | None) -> str | None:
+    """The licence for the card. given: the user's word, which goes before what zoo can tell."""
+    if given is not None:
+        return given.lower()
+    described = config.get("zoo")
+    found, problem = terms(described.get("made_with") if isinstance(described, dict) else None)
+    if problem:
+        raise HubError(repository, "licence", f"{problem}. Look at what its members allow, then "
+                       "say under which licence it is published: license='…' "
+                       "(`zoo push --license …`)")
+    return found

@@ -1,0 +1,127 @@
+"""A Hub repository on this machine, at one commit, complete and checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.errors import WeightsError
+from zoo.names import Address
+from zoo.store.answers import patiently, refusal
+from zoo.store.contents import CARD, CONFIG, FETCHED, NOT_FETCHED, ORIGIN
+from zoo.store.hashes import git_oid, sha256_of
+
+
+def hub_folder(address: Address) -> tuple[Path, dict[str, str]]:
+    """The folder of a repository, and which repository and commit that is.
+
+    Fetched where it is not in the cache, pickles never. Every file is compared with what the Hub
+    says of the commit, and the weights with what they were when the model was saved.
+    Raises WeightsError when it cannot be had, is not complete, or has changed.
+    """
+    from huggingface_hub import snapshot_download
+
+    failed = None
+    try:
+        folder = Path(patiently(lambda: snapshot_download(
+            address.location, revision=address.revision, allow_patterns=list(FETCHED),
+            ignore_patterns=list(NOT_FETCHED))))
+    except Exception as error:
+        failed = _why(error)
+    if failed:  # raised out here: what the client raised may hold the token
+        raise WeightsError(f"{address} cannot be had: {failed}")
+    _want_whole(address, folder)
+    _want_unchanged(address, folder)
+    origin = {"repository": address.location, "revision": folder.name}
+    licence = _licence(folder)
+    return folder, origin | ({"license": licence} if licence else {})
+
+
+def origin_of(folder: Path) -> dict[str, str]:
+    """Which repository and commit a pulled folder is; {} of any other."""
+    try:
+        told = json.loads((folder / ORIGIN).read_text("utf-8"))
+        return {key: str(told[key]) for key in ("repository", "revision", "license") if key in told}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _why(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    told = refusal(error)
+    incomplete = getattr(errors, "IncompleteSnapshotError", None)
+    if incomplete and isinstance(error, incomplete):
+        return ("it is in the cache in part only, and the Hub cannot be reached; load it once "
+                "while online")
+    if told.reason == "offline" or (told.reason == "other"
+                                    and isinstance(error, errors.LocalEntryNotFoundError)):
+        return "the Hub cannot be reached and it is not in the cache; load it once while online"
+    return told.sentence
+
+
+def _want_whole(address: Address, folder: Path) -> None:
+    """Whether the shards that the index names are all there. Older clients take what the cache has
+    for the whole when they are offline."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the loader says what is wrong with it
+        for name in sorted(str(each) for each in named):
+            if "/" not in name and not (folder / name).is_file():
+                raise WeightsError(f"{address} cannot be had: {name} is missing, in the cache or "
+                                   "in the repository; load it again while online, or ask its "
+                                   "owner")
+
+
+def _want_unchanged(address: Address, folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        if not file.is_symlink():
+            continue  # a copy, where the file system has no links, and nothing says of what
+        # The cache keeps a copy under the hash that the Hub told: the sha256 of a large file,
+        # git's of another. That may be a link itself, to what several repositories have.
+        kept = folder / file.readlink()
+        large = re.fullmatch(r"[0-9a-f]{64}", kept.name)
+        if not large and not re.fullmatch(r"[0-9a-f]{40}", kept.name):
+            continue
+        if kept.name != (sha256_of(kept) if large else git_oid(kept.read_bytes())):
+            kept.resolve().unlink(missing_ok=True)
+            for link in (file, kept):
+                link.unlink(missing_ok=True)
+            raise WeightsError(
+                f"{address}: {file.name} is not what the Hub has at commit {folder.name}: it was "
+                "damaged on the way or on this disk. The copy is deleted; run the same again to "
+                "fetch it anew")
+    for name, hash_ in _recorded(folder).items():
+        file = folder / name
+        if "/" not in name and file.is_file() and sha256_of(file) != hash_:
+            raise WeightsError(
+                f"{address}: {name} has changed since the model was saved: config.json records "
+                f"sha256 {hash_[:12]}…, the file has {sha256_of(file)[:12]}…. Load an earlier "
+                "revision, or ask the owner to save and push it again")
+
+
+def _recorded(folder: Path) -> Mapping[str, str]:
+    """File name → sha256, as the model's provenance has them."""
+    try:
+        told: Any = json.loads((folder / CONFIG).read_text("utf-8"))
+        found = told["zoo"]["made_with"]["sha256"]
+        return {str(name): str(hash_) for name, hash_ in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _licence(folder: Path) -> str:
+    """The licence that the repository's card states."""
+    try:
+        match = re.match(r"---\r?\n(.*?)\n---", (folder / CARD).read_text("utf-8"), re.DOTALL)
+        told = yaml.safe_load(match[1]).get("license") if match else None
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, RecursionError):
+        return ""
+    return told if isinstance(told, str) else ""

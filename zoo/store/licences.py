@@ -1,0 +1,57 @@
+"""What the licences of pretrained members mean for the model that is made of them.
+
+A help, and no legal advice: licences are known by name, and what is not known is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Within a row everything may be combined, and the last licence that occurs is the one to keep.
+_PERMISSIVE = ("cc0-1.0", "unlicense", "isc", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0",
+               "apache-2.0")
+_ROWS = (
+    (*_PERMISSIVE, "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+    (*_PERMISSIVE, "cc-by-sa-4.0"),
+    (*_PERMISSIVE, "lgpl-3.0", "gpl-3.0", "agpl-3.0"),
+)
+_SAY_NOTHING = ("", "other", "unknown")
+# Any of these says that the weights came from somewhere: they were not made here from nothing.
+_PRETRAINED = ("repository", "url", "package", "tag", "architecture", "license", "sha256")
+
+
+def terms(made: Mapping[str, Any] | None) -> tuple[str | None, str]:
+    """The licence of a model, and "" or why there is none that can be said without its author.
+
+    made: its `made_with`; None of a model that does not say what it was made with. Without
+    pretrained members there is neither a licence nor a problem.
+    """
+    if made is None:
+        return None, "it does not say what it was made with, so its licence is unknown"
+    found: dict[str, str] = {}
+    for name, licence in _pretrained([made.get("sources"), made.get("base")]):
+        if licence in _SAY_NOTHING:
+            return None, f"the licence of {name} is unknown"
+        found.setdefault(licence, name)
+    if len(found) < 2:
+        return next(iter(found), None), ""
+    for row in _ROWS:
+        if set(found) <= set(row):
+            return max(found, key=row.index), ""
+    told = ", ".join(f"{licence} ({name})" for licence, name in sorted(found.items()))
+    return None, f"these licences do not go together as far as zoo knows: {told}"
+
+
+def _pretrained(told: object) -> Iterator[tuple[str, str]]:
+    """Name and licence of each source that has weights from elsewhere."""
+    if isinstance(told, list):
+        for each in told:
+            yield from _pretrained(each)
+    elif isinstance(told, dict):
+        recipe = told.get("recipe")
+        inner = [recipe.get("sources"), recipe.get("base")] if isinstance(recipe, dict) else []
+        if any(inner):  # itself fused: what it was fused from has the licences
+            yield from _pretrained(inner)
+        elif any(told.get(key) for key in _PRETRAINED):
+            yield str(told.get("name")), str(told.get("license") or "").lower()
