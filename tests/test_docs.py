@@ -26,7 +26,7 @@ ELSEWHERE = ("git clone", "make ", ".ci/run", "zoo run examples/")
 # The plugin that a page works on, where another page writes it.
 WRITTEN_BY = {"testing.md": "kinds.md"}
 # Pages that talk to a Hub: one on loopback, with somebody logged in.
-ON_THE_HUB = ("hub.md",)
+ON_THE_HUB = ("hub.md", "README.md")
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
