@@ -21,6 +21,7 @@ from small_models import fused
 from torch.utils.data import TensorDataset
 
 import zoo
+from zoo.cli import main
 from zoo.errors import OptionError
 from zoo.evaluation import Evaluation
 from zoo.model import Model
@@ -146,6 +147,37 @@ class TestMeasured:
         folder = zoo.save(found, tmp_path / "m")
         assert [each.name for each in folder.glob("*.png")] == ["interpolation.png"]
         assert "(interpolation.png)" in card(folder)
+
+    def test_the_command_line_measures_and_writes_the_card_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for seed, name in ((1, "a"), (2, "b")):
+            zoo.save(zoo.backbone("mnist_cnn", num_classes=10, width=2, seed=seed, device="cpu"),
+                     name)
+        zoo.save(zoo.fuse([tmp_path / "a", tmp_path / "b"], "mean"),
+                 "fused", max_shard_bytes=20_000)
+        (tmp_path / "fused" / "LICENSE").write_text("mine")
+        before = {file.name: file.read_bytes() for file in Path("fused").iterdir()}
+
+        def command(*arguments: str) -> int:
+            with pytest.raises(SystemExit) as end:
+                main(["eval", *arguments, "--data", "digits"])
+            return int(end.value.code or 0)
+
+        assert command("fused", "--card", "--beside", str(tmp_path / "a"), "--beside", "b") == 0
+        text = card(Path("fused"))
+        assert [row[0] for row in rows(text, "Measured")[2:]] == ["a", "b", "fused"]
+        assert "test images of `zoo/digits`" in text
+        after = {file.name: file.read_bytes() for file in Path("fused").iterdir()}
+        assert sorted(after.keys() - before.keys()) == PICTURES
+        assert {name for name in before if before[name] != after[name]} == {"README.md"}
+        assert command("fused", "--card") == 0
+        assert not Path("fused/comparison.png").exists()
+        capsys.readouterr()
+        for wrong in (("zoo/mnist_cnn", "--card"), ("fused", "--beside", "a")):
+            assert command(*wrong) != 0
+            assert "--card writes the card of a saved model's folder" in capsys.readouterr().err
 
     def test_without_matplotlib_the_card_has_its_figures(
         self, measured: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from zoo.errors import ZooError
 from zoo.model import Model
-from zoo.names import is_path
 from zoo.registry import find
 from zoo.report.captions import CAPTIONS
 from zoo.report.markdown import percent
@@ -27,11 +26,9 @@ from zoo.specs import FusionSpec
 from zoo.store.answers import without_token
 from zoo.store.licences import consequence, pretrained, terms
 from zoo.store.measured import Measured
+from zoo.store.private import public
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-# A path on this machine inside a text; what stands after `://` or inside `org/name` is none.
-_PATH = re.compile(r"\b(?:local-dir|folder|csv|file):[^\s\"'|<>]+"
-                   r"|(?<![\w.:/~<])(?:~[\w-]*|[A-Za-z]:(?=[\\/]))?[\\/][^\s\"'|<>]*")
 # What Markdown, with GitHub's additions, makes something of: links that are only typed too.
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]#|!~$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 _PLAIN = re.compile(r"[\w./@:+-]+")
@@ -50,7 +47,7 @@ def model_card(
     rows = list(measured.by_name.values())
     licence, problem = terms(made)
     text = _page().render(
-        front=Markup(yaml.safe_dump(_public(_front(model, made, measured, licence, plain)),
+        front=Markup(yaml.safe_dump(public(_front(model, made, measured, licence, plain)),
                                     sort_keys=False, allow_unicode=True).strip()),
         name=model.name, classes=model.classes, members=list(model.each_member()),
         strategy=str(model.fusion) if model.fusion else None, sources=len(made["sources"]),
@@ -66,7 +63,7 @@ def model_card(
         plain=plain, limits=_limits(model, made, measured),
         licences=list(dict.fromkeys(pretrained([made["sources"], made.get("base")]))),
         terms=_terms(licence, problem), provenance=list(_provenance(made)),
-        made=Markup(json.dumps(_public(made), indent=2)),
+        made=Markup(json.dumps(public(made), indent=2)),
     )
     return without_token(text)
 
@@ -117,25 +114,8 @@ def _code(value: Any) -> Markup:
 
 
 def _line(value: Any) -> str:
-    text = str(_public(value))
+    text = str(public(value))
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
-
-
-def _public(value: Any) -> Any:
-    """The same without paths of this machine: of each the last part is left."""
-    if isinstance(value, Mapping):
-        return {_public(key): _public(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_public(each) for each in value]
-    if not isinstance(value, str):
-        return value
-    if is_path(value) and len(value) > 1:
-        return _last_part(value)
-    return _PATH.sub(lambda match: _last_part(match[0]) if len(match[0]) > 1 else match[0], value)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[\\/:]", path.rstrip("\\/"))[-1]
 
 
 def _front(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.atomic import atomic_folder, current_folder
+from zoo.atomic import atomic_file, atomic_folder, current_folder
 from zoo.building import measure_features, without_weights
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
@@ -27,6 +27,7 @@ from zoo.member import Member
 from zoo.model import Inner, Model
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
 from zoo.registry import find
+from zoo.report.captions import CAPTIONS
 from zoo.report.curves import curve_of
 from zoo.report.pictures import draw
 from zoo.requirements import missing, requirement_of, requirements
@@ -35,6 +36,7 @@ from zoo.store.card import model_card
 from zoo.store.contents import CARD, CONFIG, WEIGHTS, is_ignored, is_published
 from zoo.store.fetching import hub_folder, origin_of
 from zoo.store.measured import Measured
+from zoo.store.private import public
 from zoo.store.rebuilding import rebuild
 from zoo.store.timm_layout import from_config, timm_config
 from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
@@ -85,12 +87,28 @@ def save(
         config = {**(timm or {}), "zoo": described}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         (fresh / CONFIG).write_text(text, "utf-8")
-        pictures = draw(model.classes, measured.by_name, measured.own, curve_of(model.recipe))
-        for name, data in pictures.items():
+        for name, data in _pages(model, described, measured, plain=timm is not None).items():
             (fresh / name).write_bytes(data)
-        card = model_card(model, described, measured, list(pictures), plain=timm is not None)
-        (fresh / CARD).write_text(card, "utf-8")
     return folder
+
+
+def write_card(folder: Path, model: Model, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write the card of a saved model anew, with its pictures; the rest of the folder stays.
+
+    model: as it was loaded from there. evaluations: as of `save`, which see for what it raises;
+    FormatError where plain timm saved it and its making is not known.
+    """
+    measured = Measured.of(model, evaluations)
+    config = read_config(folder)
+    if "model" not in config.get("zoo", {}):
+        raise FormatError(folder / CONFIG, "does not say what the model was made with, and its "
+                          "card is its author's; zoo.save writes a folder with a card of ours")
+    pages = _pages(model, config["zoo"], measured, plain="architecture" in config)
+    for name in CAPTIONS.keys() - pages.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, data in pages.items():
+        with atomic_file(folder / name) as file:
+            file.write(data)
 
 
 def load(
@@ -190,6 +208,15 @@ def _plain_config(model: Model) -> dict[str, Any] | None:
         if str(twin) != str(member.net):
             return None
     return config
+
+
+def _pages(
+    model: Model, described: Mapping[str, Any], measured: Measured, *, plain: bool
+) -> dict[str, bytes]:
+    """The pictures and, last, the card that shows them, by file name."""
+    pictures = draw(public(model.classes), measured.by_name, measured.own, curve_of(model.recipe))
+    card = model_card(model, described, measured, list(pictures), plain=plain)
+    return {**pictures, CARD: card.encode()}
 
 
 def _made_with(model: Model) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.errors import OptionError
 from zoo.model import Model
+from zoo.store.private import public
 
 if TYPE_CHECKING:
     from zoo.evaluation import Evaluation
@@ -52,4 +53,8 @@ class Measured:
         if other is not None:
             raise OptionError("save", f"evaluations[{other!r}] is of {evaluations[other].n:,} "
                               f"images and {own!r} of {told.n:,} others; measure all on the same")
-        return cls({name: each.as_dict() for name, each in evaluations.items()}, own)
+        by_name: dict[str, dict[str, Any]] = {}
+        for name, each in evaluations.items():
+            shown = public(name)
+            by_name[f"{shown} ({len(by_name) + 1})" if shown in by_name else shown] = each.as_dict()
+        return cls(by_name, own)
