@@ -84,14 +84,19 @@ def test_all_that_is_drawn_stands_out_from_a_light_and_a_dark_page(name: str, co
 
 
 @pytest.mark.parametrize("colour", PAGES)
-def test_names_and_numbers_of_a_confusion_matrix_can_be_read(colour: str) -> None:
+def test_the_names_beside_a_confusion_matrix_can_be_read(colour: str) -> None:
     data = everything()["confusion.png"]
     names = opaque(data, (0, 0, 0.12, 1))
     assert names
     assert min(contrast(each, page(colour)) for each in names) > 4
-    for box in ((0.25, 0.1, 0.38, 0.28), (0.5, 0.1, 0.62, 0.28)):  # on the diagonal and beside it
-        inside = sorted(opaque(data, box), key=luminance)
-        assert contrast(inside[0], inside[-1]) > 3.9
+
+
+@pytest.mark.parametrize("share", [0, 10, 30, 50, 70, 80, 90])
+def test_a_number_can_be_read_on_its_cell(share: int) -> None:
+    told = {**measures(1), "confusion": [[share, 100 - share], [share, 100 - share]]}
+    data = draw(["a", "b"], {"m": told}, "m", None)["confusion.png"]
+    inside = sorted(opaque(data, (0.7, 0.2, 0.8, 0.32)), key=luminance)
+    assert contrast(inside[0], inside[-1]) > 3.9
 
 
 def test_the_same_measures_give_the_same_bytes_whatever_the_users_style() -> None:
