@@ -271,7 +271,7 @@ class TestWhatDoesNotGoUp:
             zoo.push(folder, "me/fused")
         zoo.push(folder, "me/fused", license="mit")
         assert ModelCard.load("me/fused").data.license == "mit"
-        assert "mit" not in (folder / "README.md").read_text()
+        assert "license: mit" not in (folder / "README.md").read_text()
 
 
 class TestErrors:

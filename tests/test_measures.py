@@ -20,6 +20,9 @@ def test_measures_of_four_answers_by_hand() -> None:
     found = measure(probabilities.log(), torch.tensor([0, 0, 1, 1]), ["a", "b", "c"])
     # (0.8667, 0.9333] holds one answer, right at 0.9; (0.5333, 0.6] holds three, one right at 0.6.
     assert found.pop("ece") == pytest.approx((1 * abs(1 - 0.9) + 3 * abs(1 / 3 - 0.6)) / 4)
+    asked = [each for each in found.pop("calibration") if each["n"]]
+    assert asked == [pytest.approx({"n": 3, "confidence": 0.6, "accuracy": 1 / 3}),
+                     pytest.approx({"n": 1, "confidence": 0.9, "accuracy": 1})]
     assert found.pop("nll") == pytest.approx(
         -(math.log(0.9) + math.log(0.6) + math.log(0.3) + math.log(0.2)) / 4)
     assert found.pop("interval") == pytest.approx([0.1500390, 0.8499610], abs=1e-6)
@@ -41,6 +44,8 @@ def test_a_confidence_of_one_lies_in_the_last_bin() -> None:
     probabilities = torch.tensor([[1.0, 0.0], [0.97, 0.03]])
     found = measure(probabilities.log(), torch.tensor([1, 0]), ["a", "b"])
     assert found["ece"] == pytest.approx(abs(0.5 - 0.985))
+    assert found["calibration"][-1] == pytest.approx({"n": 2, "confidence": 0.985, "accuracy": 0.5})
+    assert found["calibration"][:-1] == [{"n": 0, "confidence": None, "accuracy": None}] * 14
 
 
 def test_top5_counts_the_label_among_the_five_largest() -> None:
@@ -75,6 +80,8 @@ def test_logits_and_log_probabilities_measure_the_same() -> None:
     from_log_probabilities = measure(logits.log_softmax(1), labels, list("abcdef"))
     for key in ("nll", "ece"):
         assert from_logits.pop(key) == pytest.approx(from_log_probabilities.pop(key), rel=1e-5)
+    bins, others = from_logits.pop("calibration"), from_log_probabilities.pop("calibration")
+    assert [each["n"] for each in bins] == [each["n"] for each in others]
     assert from_logits == from_log_probabilities
 
 

@@ -94,6 +94,18 @@ def test_a_run_leaves_the_report_and_the_fused_model(first: Run) -> None:
     assert not list(first.out.glob("steps/*.part"))
 
 
+def test_the_report_and_the_models_card_show_what_was_measured(first: Run) -> None:
+    names = {"confusion.png", "calibration.png", "comparison.png"}
+    for folder, page in ((first.out, "report.md"), (first.out / "fused", "README.md")):
+        assert {file.name for file in folder.glob("*.png")} == names
+        assert all(f"]({name})" in (folder / page).read_text() for name in names)
+    card = (first.out / "fused" / "README.md").read_text()
+    assert "On the same 60 test images of `zoo/digits`." in card
+    for stage in ("source", "target", "fused", "updated", "everything"):
+        measured = first.report["stages"][stage]
+        assert f"| {stage} | {100 * measured['accuracy']:.2f} % |" in card
+
+
 def test_nothing_is_done_twice(first: Run) -> None:
     again = zoo.run(TINY, first.out, device="cpu")
     assert kept(again.report) == ["source", "target", "fused", "updated", "everything"]

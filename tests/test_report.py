@@ -103,3 +103,11 @@ def test_the_markdown_shows_stages_tests_and_notes() -> None:
     assert "same 200 test images" in text
     assert "Under attack" not in text
     assert text.endswith("12 seconds.\n")
+
+
+def test_the_pictures_beside_a_report_are_linked(tmp_path: Path) -> None:
+    made = report(source=1, target=2, fused=3, everything=4)
+    text_of.write_report(tmp_path, made, {"confusion.png": b"picture"})
+    assert (tmp_path / "confusion.png").read_bytes() == b"picture"
+    assert "](confusion.png)\n" in (tmp_path / "report.md").read_text()
+    assert "![" not in text_of.markdown(made)

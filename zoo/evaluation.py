@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.attacks import resolve_attack
 from zoo.attacks.gradients import zero_gradient_share
-from zoo.datasets import ImageData, load_data, loader, to_unit
+from zoo.datasets import ImageData, load_data, loader, public_name, to_unit
 from zoo.errors import ZooError
 from zoo.features import (
     Features,
@@ -40,7 +40,9 @@ class Evaluation:
     what the networks give of these images was kept (`zoo.features`). attacks: for each attack its
     options, the accuracy that is left, its interval, and the share of images without any gradient,
     where a gradient attack is blind. robust: right without and under every attack. correct,
-    predictions: one per image, for paired tests.
+    predictions: one per image, for paired tests. calibration: the bins of ece, as {n, confidence,
+    accuracy}. data: its registered name or its address on the Hub; "" of any other, which is
+    nobody else's business.
     """
 
     n: int
@@ -57,6 +59,8 @@ class Evaluation:
     robust: float | None = None
     correct: Tensor
     predictions: Tensor
+    calibration: list[dict[str, Any]] = field(default_factory=list)
+    data: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The measures as JSON values, without the per-image tensors."""
@@ -105,7 +109,7 @@ def evaluate(
         **measure(logits, images.labels, model.classes), seconds=seconds,
         parameters=sum(p.numel() for p in model.parameters()), attacks=attacked,
         robust=int(survived.sum()) / len(images) if attacked else None,
-        correct=correct, predictions=logits.argmax(1),
+        correct=correct, predictions=logits.argmax(1), data=public_name(data),
     )
 
 

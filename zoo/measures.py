@@ -20,8 +20,9 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
 
     logits: [N, C], logits or log-probabilities; labels: integers [N] in 0…C-1; classes: the C
     names. Gives n; accuracy; its 95 % interval [low, high] (Wilson); top5, None unless C > 5;
-    nll in nats; ece (15 bins of equal width, Guo et al. 2017, arXiv:1706.04599); confusion [C][C],
-    rows are true and columns predicted classes; and per_class {name: {n, recall, precision}},
+    nll in nats; ece (15 bins of equal width, Guo et al. 2017, arXiv:1706.04599) and calibration,
+    those bins as {n, confidence, accuracy}, None where n is 0; confusion [C][C], rows are true and
+    columns predicted classes; and per_class {name: {n, recall, precision}},
     None where a class never occurs or is never predicted.
 
     Raises DataError when the three do not fit each other, or a logit is not a number.
@@ -35,6 +36,7 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
     correct = predicted == labels  # (N,)
     confusion = (labels * c + predicted).bincount(minlength=c * c).view(c, c)
     right, occurs, called = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+    bins = _calibration(logits.softmax(dim=1).amax(dim=1), correct)
     in_top5 = (logits.topk(5).indices == labels[:, None]).sum().item() if c > 5 else None
     hits = int(correct.sum())
     return {
@@ -43,7 +45,9 @@ def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str,
         "interval": list(wilson(hits, n)),
         "top5": None if in_top5 is None else in_top5 / n,
         "nll": functional.cross_entropy(logits, labels).item(),
-        "ece": _calibration_error(logits.softmax(dim=1).amax(dim=1), correct),
+        "ece": sum(each["n"] * abs(each["accuracy"] - each["confidence"])
+                   for each in bins if each["n"]) / n,
+        "calibration": bins,
         "confusion": confusion.tolist(),
         "per_class": {
             name: {"n": count, "recall": hit / count if count else None,
@@ -106,11 +110,16 @@ def paired_gain(correct_a: Tensor, correct_b: Tensor, confidence: float = 0.95) 
             "high": min(1.0, middle + half)}
 
 
-def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+def _calibration(confidence: Tensor, correct: Tensor) -> list[dict[str, Any]]:
+    """Confidence and accuracy of each of the bins, of equal width on [0, 1]."""
     # The bins are (low, high], so that a confidence of exactly 1 lies in the last of them.
     index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # (N,)
-    gaps = index.bincount(correct.double() - confidence, CALIBRATION_BINS)  # (bins,)
-    return gaps.abs().sum().item() / len(correct)
+    counts = index.bincount(minlength=CALIBRATION_BINS).tolist()
+    sure = index.bincount(confidence.double(), CALIBRATION_BINS).tolist()
+    right = index.bincount(correct.double(), CALIBRATION_BINS).tolist()
+    return [{"n": n, "confidence": of_sure / n if n else None,
+             "accuracy": of_right / n if n else None}
+            for n, of_sure, of_right in zip(counts, sure, right, strict=True)]
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:

@@ -168,13 +168,18 @@ def transfer(
 
 @app.command(name="eval", epilog=output.examples(
     "zoo eval runs/demo/fused --data test.csv",
-    "zoo eval runs/demo/fused --data zoo/mnist --attack pgd:eps=0.1,steps=40 --json"))
+    "zoo eval runs/demo/fused --data zoo/mnist --attack pgd:eps=0.1,steps=40 --json",
+    "zoo eval fused --data test.csv --card --beside first --beside second"))
 def evaluate(
     model: Annotated[str, typer.Argument(help="A name, folder or address.")],
     data: Annotated[str, typer.Option(help="Labelled test images.")],
     attack: Annotated[
         list[str] | None, typer.Option(help="fgsm:eps=0.1 or pgd:eps=0.1,steps=40; repeatable.")
     ] = None,
+    card: Annotated[bool, typer.Option(
+        "--card", help="Of a saved model: write its card anew, with these figures.")] = False,
+    beside: Annotated[list[str] | None, typer.Option(
+        help="With --card: a model to measure and to show beside it; repeatable.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
     image_size: ImageSize = None,
     device: Device = "auto",
@@ -183,11 +188,25 @@ def evaluate(
 ) -> None:
     """Measure a model: accuracy with its interval, top-5, NLL, ECE, per class, under attack."""
     import zoo
+    from zoo.cli.saved import saved_folder
     from zoo.cli.values import attacks
 
-    measured = zoo.evaluate(
-        output.model(model, pretrained=True, image_size=image_size, device=device, seed=seed), data,
-        attacks=attacks(attack or ()), batch_size=batch_size, seed=seed)
+    folder = saved_folder(model) if card else None
+    if (card and folder is None) or (beside and not card):
+        raise zoo.ZooError("--card writes the card of a saved model's folder, and --beside goes "
+                           "with it")
+    found = {}
+    for given in (*(beside or ()), model):
+        built = output.model(given, pretrained=True, image_size=image_size, device=device,
+                             seed=seed)
+        found[given] = zoo.evaluate(built, data, attacks=attacks(attack or ()),
+                                    batch_size=batch_size, seed=seed)
+    measured = found.pop(model)
+    if folder is not None:
+        from zoo.store import write_card
+
+        own = "fused" if built.fusion else "model"
+        write_card(folder, built, {**found, own: measured})
     output.evaluation(measured, json)
 
 

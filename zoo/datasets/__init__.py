@@ -8,7 +8,7 @@ from __future__ import annotations
 from zoo.datasets.batches import Batches, index_batches, loader, to_unit
 from zoo.datasets.images import NO_LABEL, ImageData
 from zoo.datasets.joining import join
-from zoo.datasets.opening import load_data
+from zoo.datasets.opening import load_data, public_name
 
 __all__ = [
     "NO_LABEL",
@@ -18,5 +18,6 @@ __all__ = [
     "join",
     "load_data",
     "loader",
+    "public_name",
     "to_unit",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,15 +63,30 @@ def load_data(
 def _open(
     given: str | os.PathLike[str], split: str | None, role: Role, size: int | None, labelled: bool
 ) -> ImageData:
-    path = Path(given)
-    scheme, colon, _ = os.fspath(given).partition(":")
-    table = path.suffix.lower() in _TABLES and not (colon and scheme in DATA_SCHEMES)
-    reference = path if given and (table or path.exists()) else parse(given)
+    reference = _meant(given)
     if isinstance(reference, Name):
         return _open_registered(reference, split, role, size, labelled)
     if isinstance(reference, Address):
         return _open_address(reference, split, role, size, labelled)
     return _open_path(reference.expanduser(), split, role, size, labelled)
+
+
+def public_name(data: object) -> str:
+    """What others may call the data: a registered name, or an address on the Hub; "" of anything
+    else, whose name says more of this machine than of the data."""
+    meant = _meant(data) if isinstance(data, str) else None
+    if isinstance(meant, Name):
+        return str(meant if meant.namespace else Name("zoo", meant.local))
+    on_the_hub = isinstance(meant, Address) and meant.scheme == "hfds" and \
+        re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", meant.location)
+    return str(meant) if on_the_hub else ""
+
+
+def _meant(given: str | os.PathLike[str]) -> Path | Name | Address:
+    path = Path(given)
+    scheme, colon, _ = os.fspath(given).partition(":")
+    table = path.suffix.lower() in _TABLES and not (colon and scheme in DATA_SCHEMES)
+    return path if given and (table or path.exists()) else parse(given)
 
 
 def _open_path(

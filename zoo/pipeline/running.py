@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel
 
 from zoo.assembly import backbone, fuse
-from zoo.datasets import ImageData, join
+from zoo.datasets import ImageData, join, public_name
 from zoo.evaluation import Evaluation
 from zoo.model import Model
 from zoo.pipeline.content import report_of
@@ -32,6 +32,7 @@ from zoo.pipeline.recipes import (
 from zoo.pipeline.steps import Notes, Step, Steps
 from zoo.progress import say, task
 from zoo.registry import find
+from zoo.report.captions import CAPTIONS
 from zoo.report.markdown import percent, write_report
 from zoo.specs import FusionSpec, TransferSpec
 from zoo.store import save
@@ -57,8 +58,9 @@ def run(
     """Run a recipe: build, train, fuse, update, and measure every stage on the same test set.
 
     recipe: a YAML file or the same as a mapping; paths in a file are relative to the file. out: the
-    folder for `report.json`, `report.md`, the fused model and the finished steps; a second run goes
-    on from the first step that changed, an interrupted one from its last whole epoch.
+    folder for `report.json`, `report.md` with its pictures, the fused model and the finished
+    steps; a second run goes on from the first step that changed, an interrupted one from its last
+    whole epoch.
 
     Raises RecipeError, before any work, with line and field; ZooError when another run is working
     in the same folder.
@@ -77,14 +79,17 @@ def run(
             stage = _Stages(plan, data, steps, device)
             for name in stages:
                 step = done[name] = getattr(stage, name)(done)
-                measured[name] = steps.measure(step, data.test, plan.evaluate.attacks, plan.seed)
+                measured[name] = replace(
+                    steps.measure(step, data.test, plan.evaluate.attacks, plan.seed),
+                    data=public_name(plan.data_place(plan.data.target.test.data)))
                 say(f"{name}: {percent(measured[name].accuracy)} of {measured[name].n:,} test "
                     f"images right, after {time.perf_counter() - start:.0f} s")
                 advance()
             fused = done["fused"].model
-            save(fused, folder / plan.save)
+            saved = save(fused, folder / plan.save, evaluations=measured)
             report = report_of(plan, done, measured, data.sizes, time.perf_counter() - start)
-            write_report(folder, report)
+            write_report(folder, report, {name: (saved / name).read_bytes() for name in CAPTIONS
+                                          if (saved / name).is_file()})
     return Run(folder, fused, report)
 
 

@@ -8,19 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from zoo.atomic import atomic_file
+from zoo.report.captions import CAPTIONS
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write both files into a folder, each at once."""
+def write_report(
+    folder: Path, report: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None
+) -> None:
+    """Write the files into a folder, each at once. pictures: to lie beside it, by name."""
+    pictures = pictures or {}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", json.dumps(report, indent=2, allow_nan=False) + "\n"),
-                       ("report.md", markdown(report))):
+    files = {**pictures,
+             "report.json": (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
+             "report.md": markdown(report, list(pictures)).encode()}
+    for name, data in files.items():
         with atomic_file(folder / name) as file:
-            file.write(text.encode())
+            file.write(data)
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report of a run as Markdown: the stages side by side, the paired tests, the verdict."""
+def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """The report of a run as Markdown: the stages side by side, the paired tests, the verdict.
+    pictures: the names of those that lie beside it."""
     data = report["data"]
     lines = [
         "# Report",
@@ -46,6 +53,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             ("", *attacks, "all of them"),
             [(name, *(percent(stage["attacks"][attack]["accuracy"]) for attack in attacks),
               percent(stage["robust"])) for name, stage in report["stages"].items()])]
+    for name in pictures:
+        lines += ["", f"![{CAPTIONS[name]}]({name})"]
     notes = [f"- {name}: {note}" for name, stage in report["stages"].items()
              for note in stage["notes"]]
     if notes:

@@ -71,12 +71,12 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def _without_token(text: str, error: BaseException) -> str:
+def without_token(text: str, error: BaseException | None = None) -> str:
     """The text with every token in it crossed out: that of the login, that of the failed request,
     and whatever looks like one."""
     from huggingface_hub import get_token
 
-    for known in (get_token(), *_sent(error)):
+    for known in (get_token(), *(_sent(error) if error else ())):
         text = text.replace(known, "hf_…") if known else text
     return _TOKEN.sub("hf_…", text)
 
@@ -108,7 +108,7 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
         return _status(error, attempt)
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
         return Refusal("refused", "the Hub does not accept the card: "
-                       + " ".join(_without_token(str(error), error).split()))
+                       + " ".join(without_token(str(error), error).split()))
     if isinstance(error, json.JSONDecodeError):
         return Refusal("busy", "the Hub's answer could not be read; try again", 2.0 ** attempt)
     if isinstance(error, errors.OfflineModeIsEnabled) or "ConnectError" in names:
@@ -125,7 +125,7 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
 def _status(error: Any, attempt: int) -> Refusal:
     status = error.response.status_code
     answer = error.response.headers.get("X-Error-Message") or getattr(error, "server_message", "")
-    said = _without_token(str(answer or "").strip(". "), error)
+    said = without_token(str(answer or "").strip(". "), error)
     told = f" ({said})" if said else ""
     if status == 401:
         return Refusal("login", f"the Hub does not accept the login{told}; run `hf auth login` "
@@ -168,4 +168,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    return _without_token((str(error).strip().splitlines() or [""])[0], error)
+    return without_token((str(error).strip().splitlines() or [""])[0], error)

@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.atomic import atomic_folder, current_folder
+from zoo.atomic import atomic_file, atomic_folder, current_folder
 from zoo.building import measure_features, without_weights
 from zoo.device import resolve_device, resolve_dtype
 from zoo.discovery import discovery
@@ -27,14 +27,22 @@ from zoo.member import Member
 from zoo.model import Inner, Model
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
 from zoo.registry import find
+from zoo.report.captions import CAPTIONS
+from zoo.report.curves import curve_of
+from zoo.report.pictures import draw
 from zoo.requirements import missing, requirement_of, requirements
 from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store.card import model_card
 from zoo.store.contents import CARD, CONFIG, WEIGHTS, is_ignored, is_published
 from zoo.store.fetching import hub_folder, origin_of
+from zoo.store.measured import Measured
+from zoo.store.private import public
 from zoo.store.rebuilding import rebuild
 from zoo.store.timm_layout import from_config, timm_config
 from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from zoo.evaluation import Evaluation
 
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
@@ -46,19 +54,24 @@ _SAVING = ("norms", "licences", "versions", "sha256")
 
 
 def save(
-    model: Model, out: str | os.PathLike[str], *, max_shard_bytes: int | None = None
+    model: Model, out: str | os.PathLike[str], *, max_shard_bytes: int | None = None,
+    evaluations: Mapping[str, Evaluation] | None = None,
 ) -> Path:
     """Write a model as a folder, all at once: after a kill there is the old folder or the new one.
 
     out: replaced if it is an earlier model and nothing else, refused if it holds anything else.
     max_shard_bytes: split the weights into files of at most this size (a plain timm folder is
         never split).
-    Gives the folder. Raises FormatError when it may not be replaced.
+    evaluations: what `zoo.evaluate` said of this model, under "fused" or "model", and of others on
+        the same images, under any name: a table and pictures of the model card.
+    Gives the folder. Raises FormatError when it may not be replaced, OptionError for evaluations
+    that are not this model's or not of the same images.
     """
     if not isinstance(model, Model):
         raise ZooError(f"save writes a zoo.Model, and a {type(model).__name__} is not one; "
                        "zoo.backbone builds one, zoo.fuse too")
     folder = Path(out).expanduser()
+    measured = Measured.of(model, evaluations or {})
     timm = _plain_config(model)
     described = {
         "format": FORMAT,
@@ -74,9 +87,28 @@ def save(
         config = {**(timm or {}), "zoo": described}
         text = json.dumps(config, indent=2, allow_nan=False) + "\n"
         (fresh / CONFIG).write_text(text, "utf-8")
-        (fresh / CARD).write_text(model_card(model, described, plain=timm is not None),
-                                  "utf-8")
+        for name, data in _pages(model, described, measured, plain=timm is not None).items():
+            (fresh / name).write_bytes(data)
     return folder
+
+
+def write_card(folder: Path, model: Model, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write the card of a saved model anew, with its pictures; the rest of the folder stays.
+
+    model: as it was loaded from there. evaluations: as of `save`, which see for what it raises;
+    FormatError where plain timm saved it and its making is not known.
+    """
+    measured = Measured.of(model, evaluations)
+    config = read_config(folder)
+    if "model" not in config.get("zoo", {}):
+        raise FormatError(folder / CONFIG, "does not say what the model was made with, and its "
+                          "card is its author's; zoo.save writes a folder with a card of ours")
+    pages = _pages(model, config["zoo"], measured, plain="architecture" in config)
+    for name in CAPTIONS.keys() - pages.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, data in pages.items():
+        with atomic_file(folder / name) as file:
+            file.write(data)
 
 
 def load(
@@ -176,6 +208,15 @@ def _plain_config(model: Model) -> dict[str, Any] | None:
         if str(twin) != str(member.net):
             return None
     return config
+
+
+def _pages(
+    model: Model, described: Mapping[str, Any], measured: Measured, *, plain: bool
+) -> dict[str, bytes]:
+    """The pictures and, last, the card that shows them, by file name."""
+    pictures = draw(public(model.classes), measured.by_name, measured.own, curve_of(model.recipe))
+    card = model_card(model, described, measured, list(pictures), plain=plain)
+    return {**pictures, CARD: card.encode()}
 
 
 def _made_with(model: Model) -> dict[str, Any]:

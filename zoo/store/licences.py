@@ -16,6 +16,18 @@ _ROWS = (
     (*_PERMISSIVE, "cc-by-sa-4.0"),
     (*_PERMISSIVE, "lgpl-3.0", "gpl-3.0", "agpl-3.0"),
 )
+_CONSEQUENCES = (
+    (("cc0-1.0", "unlicense"), "It asks for nothing."),
+    (("cc-by-4.0",), "Name the authors when you pass it on."),
+    (_PERMISSIVE, "Pass its text and the authors' notices on with the model."),
+    (("cc-by-nc-4.0",), "Commercial use is not allowed. Name the authors."),
+    (("cc-by-nc-sa-4.0",), "Commercial use is not allowed. Name the authors, and pass on what you "
+                           "make of it under the same licence only."),
+    (("cc-by-sa-4.0",), "Name the authors, and pass on what you make of it under the same licence "
+                        "only."),
+    (("lgpl-3.0", "gpl-3.0", "agpl-3.0"), "Pass on what you make of it under the same licence "
+                                          "only."),
+)
 _SAY_NOTHING = ("", "other", "unknown")
 # Any of these says that the weights came from somewhere: they were not made here from nothing.
 _PRETRAINED = ("repository", "url", "package", "tag", "architecture", "license", "sha256")
@@ -30,7 +42,7 @@ def terms(made: Mapping[str, Any] | None) -> tuple[str | None, str]:
     if made is None:
         return None, "it does not say what it was made with, so its licence is unknown"
     found: dict[str, str] = {}
-    for name, licence in _pretrained([made.get("sources"), made.get("base")]):
+    for name, licence in pretrained([made.get("sources"), made.get("base")]):
         if licence in _SAY_NOTHING:
             return None, f"the licence of {name} is unknown"
         found.setdefault(licence, name)
@@ -43,15 +55,20 @@ def terms(made: Mapping[str, Any] | None) -> tuple[str | None, str]:
     return None, f"these licences do not go together as far as zoo knows: {told}"
 
 
-def _pretrained(told: object) -> Iterator[tuple[str, str]]:
+def consequence(licence: str) -> str:
+    """What a licence asks of those who use the model, in a sentence; "" where nothing is known."""
+    return next((sentence for names, sentence in _CONSEQUENCES if licence in names), "")
+
+
+def pretrained(told: object) -> Iterator[tuple[str, str]]:
     """Name and licence of each source that has weights from elsewhere."""
     if isinstance(told, list):
         for each in told:
-            yield from _pretrained(each)
+            yield from pretrained(each)
     elif isinstance(told, dict):
         recipe = told.get("recipe")
         inner = [recipe.get("sources"), recipe.get("base")] if isinstance(recipe, dict) else []
         if any(inner):  # itself fused: what it was fused from has the licences
-            yield from _pretrained(inner)
+            yield from pretrained(inner)
         elif any(told.get(key) for key in _PRETRAINED):
             yield str(told.get("name")), str(told.get("license") or "").lower()
