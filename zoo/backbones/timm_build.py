@@ -96,7 +96,8 @@ def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, 
         raise _unreachable(name, repository, _reason(error)) from error
     file = Path(folder, filename)
     if not file.is_file():
-        raise _unreachable(name, repository, f"there is no {filename}, and pickles are not loaded")
+        raise _unreachable(name, repository, f"there is no {filename}, and pickles are not loaded "
+                           "(`zoo convert` makes safetensors of one)")
     return {"file": str(file), "custom_load": False}, {
         "repository": repository, "revision": file.parent.name, "sha256": sha256_file(file),
         **licence,

@@ -81,7 +81,7 @@ def _want_only_a_model(folder: Path, repository: str) -> None:
     if pickles:
         raise HubError(repository, "files", f"{', '.join(pickles)} in {folder} is a pickle, which "
                        "can run any program on the machine that reads it, and is never pushed; "
-                       "move it elsewhere")
+                       "move it elsewhere; `zoo convert` writes its tensors as safetensors")
     strays = [file.name for file in files if not (is_published(file.name) and file.is_file())]
     if strays:
         raise HubError(repository, "files", f"{', '.join(strays)} in {folder} belongs to no model; "

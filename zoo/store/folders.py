@@ -35,6 +35,7 @@ from zoo.store.fetching import hub_folder, origin_of
 from zoo.store.rebuilding import rebuild
 from zoo.store.timm_layout import from_config, timm_config
 from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
+from zoo.tensors.reading import PICKLES, pickled
 
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
@@ -116,6 +117,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise FormatError(folder, "there is no such folder; a registered network is built by "
                           "zoo.backbone, a Hub repository is 'hf-hub:org/name'")
+    if folder.suffix in PICKLES and folder.is_file():
+        raise pickled(folder)
     if not file.is_file():
         raise FormatError(folder, f"is no model: it has no {CONFIG}")
     try:
