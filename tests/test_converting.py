@@ -70,8 +70,7 @@ def test_where_the_weights_lie(tmp_path: Path) -> None:
         converted(both)
     assert converted(both, "model_ema") == ("model_ema", 1)
     assert converted(both, "a.b.c") == ("a.b.c", 1)
-    with pytest.raises(OptionError, match="x.pt has no tensors under 'ema'; say which with --key: "
-                                          "model"):
+    with pytest.raises(OptionError, match=r"x\.pt has no tensors under 'ema'; say which .*model"):
         converted(both, "ema")
     with pytest.raises(FormatError, match="holds no mapping of names to tensors"):
         converted([torch.ones(1)])
@@ -130,7 +129,7 @@ def test_nothing_else_reads_a_pickle(
     for load in (lambda: zoo.load(file), lambda: zoo.backbone(file), lambda: load_tensors(file),
                  lambda: zoo.fuse([file, file], "average"),
                  lambda: zoo.merge([file, file], "average", out=tmp_path / "out")):
-        with pytest.raises(FormatError, match="is a pickle, .*; none is ever loaded.*zoo convert"):
+        with pytest.raises(FormatError, match=r"is a pickle, .*; none is ever loaded.*zoo convert"):
             load()
     with pytest.raises(SystemExit) as end:
         main(["merge", str(file), str(file), "--with", "average", "-o", str(tmp_path / "out")])

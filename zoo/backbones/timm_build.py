@@ -14,6 +14,7 @@ from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
 from zoo.backbones.timm_catalog import spdx
+from zoo.downloads import guard_client
 from zoo.errors import OptionError, WeightsError
 from zoo.tensors import sha256_file
 
@@ -89,6 +90,7 @@ def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, 
 
     repository = config.hf_hub_id
     filename = config.hf_hub_filename or "model.safetensors"
+    guard_client()
     try:
         # Without a network this fails at once; timm's own download tries for 45 seconds.
         folder = snapshot_download(repository, allow_patterns=[filename])

@@ -21,7 +21,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 class Given:
     """What a user has for sources that cannot be found otherwise: by name, by number (`1`, `2`, …
-    in their order; `1.2` is the second source of the first) or as `base`. Each must be asked for."""
+    in their order; `1.2` is the second source of the first) or as `base`. Each is to be
+    asked for."""
 
     def __init__(self, reference: str, places: Mapping[str, str | os.PathLike[str]]) -> None:
         self._reference = reference
