@@ -85,7 +85,8 @@ def _want_only_a_model(folder: Path, repository: str) -> None:
     links = [file.name for file in files if leads_outside(file)]
     if links:
         raise HubError(repository, "files", f"{', '.join(links)} in {folder} is a link to "
-                       "something outside of it; put the file itself there if it is meant to be published")
+                       "something outside of it; put the file itself there if it is meant to "
+                       "be published")
     strays = [file.name for file in files if not (is_published(file.name) and file.is_file())]
     if strays:
         raise HubError(repository, "files", f"{', '.join(strays)} in {folder} belongs to no model; "
