@@ -225,6 +225,11 @@ class TestWithData:
         assert {each.tensor for each in done.differing} >= {"head.weight"}
         assert "the data may not be the same" in done.notes[0]
 
+    def test_chosen_layers(self, folders: list[Path], tmp_path: Path) -> None:
+        out = zoo.save(zoo.fuse(folders, "concat", num_classes=4, seed=3, layer=["blocks.1", None]),
+                       tmp_path / "fused")
+        assert zoo.reproduce(out, sources=self.given(folders)).reproduced
+
     def test_outputs_that_were_fitted(
         self, nets: list[Path], digits: ImageData, tmp_path: Path
     ) -> None:

@@ -130,11 +130,11 @@ def fuse(
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
         if spec.kind == "features":
             fused.recipe["classes"] = list(chosen)  # a transfer may change the model's
-        facts: dict[str, Any] = {"report": report, "search": told, "layer": layer, "pool": pool,
-                 "looked_at": looked_at,
-                 "asked_norms": "" if norms == "auto" else norms,
-                 "dtype": "" if dtype is None else str(resolve_dtype(dtype)).removeprefix("torch."),
-                 "device": "" if where.type == "cpu" else where.type}
+        facts: dict[str, Any] = {
+            "report": report, "search": told, "layer": layer, "pool": pool, "looked_at": looked_at,
+            "asked_norms": "" if norms == "auto" else norms,
+            "dtype": "" if dtype is None else str(resolve_dtype(dtype)).removeprefix("torch."),
+            "device": "" if where.type == "cpu" else where.type}
         fused.recipe |= {name: fact for name, fact in facts.items() if fact}
         fused.to(where)
         if hasattr(fused.fuser, "fit") and data is not None:

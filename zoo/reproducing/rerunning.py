@@ -14,13 +14,14 @@ import torch
 
 import zoo
 from zoo.assembly import fuse
+from zoo.blueprints import Blueprint
 from zoo.device import resolve_device
 from zoo.errors import BadName, FormatError, ProvenanceError, ZooError
 from zoo.fusion.norms import norm_keys
 from zoo.hub.repository import repository_of
 from zoo.merge_files import merge
 from zoo.merge_files.folders import config_of, located
-from zoo.model import Blueprint, Model
+from zoo.model import Model
 from zoo.names import Address, is_path, parse
 from zoo.registry import find
 from zoo.reproducing.comparing import Difference, Reproduction, compared
@@ -95,6 +96,8 @@ class _Rerun:
 
     def done(self) -> Reproduction:
         made, saved = self._made, self._saved
+        if made.get("auto"):
+            self._notes.append("auto chose this fusion; it is made again, and the choice is not")
         if made.get("strategy"):
             model, unchecked = self._fused(made, saved)
         else:
@@ -175,8 +178,9 @@ class _Rerun:
                         "norms": (recipe.get("asked_norms") or "auto") if with_data else "pooled"}
             if search:
                 settings["search"] = search
-        elif spec.kind == "features" and recipe.get("classes"):
-            settings["classes"] = recipe["classes"]
+        elif spec.kind == "features":
+            settings = {name: recipe[name] for name in ("classes", "layer", "pool")
+                        if recipe.get(name)}
         fitted = recipe.get("fitted_on")
         uses = looked if spec.kind == "weights" else fitted
         again = fuse(models, spec.name, base=base, data=self._data if uses else None,

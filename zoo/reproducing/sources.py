@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.assembly import backbone
+from zoo.blueprints import Blueprint
 from zoo.errors import BadName, ProvenanceError, UnknownName, ZooError
-from zoo.model import Blueprint, Model
+from zoo.model import Model
 from zoo.names import Address, Name, parse, suggest
 from zoo.store import load, network
 from zoo.tensors.digest import digest
