@@ -91,10 +91,12 @@ def test_nor_does_one_of_the_api(
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag", "X-Repo-Commit"])
-@pytest.mark.parametrize("value", ["../../../../../evil", "/tmp/evil", "..\\evil", ".."])
+@pytest.mark.parametrize("value", ["../../../../../evil", "/evil", "..\\evil", ".."])
 def test_a_hash_that_is_a_path_is_written_nowhere(
     folder: Path, tmp_path: Path, answers: Callable[[Change], None], header: str, value: str
 ) -> None:
+    value = f"{tmp_path}{value}" if value.startswith("/") else value
+
     def lie(endpoint: str, answer: Answer) -> Answer | None:
         if endpoint != "resolve":
             return None
@@ -104,7 +106,6 @@ def test_a_hash_that_is_a_path_is_written_nowhere(
     answers(lie)
     assert f"as the {header} of a file, and it would be written there" in refused()
     assert outside(tmp_path) == []
-    assert not Path("/tmp/evil").exists()
 
 
 def test_names_that_are_paths_are_not_fetched(
