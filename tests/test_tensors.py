@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -292,3 +293,29 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     with pytest.raises(DiskFull, match="1,008 bytes are to be written and the disk has 1,000 left"):
         save_tensors(state, tmp_path / "model.safetensors")
     assert names(tmp_path) == []
+
+
+def raw(path: Path, header: object, data: bytes = b"") -> Path:
+    """A safetensors file that somebody else wrote."""
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_tensors_at_odd_addresses_are_copied(tmp_path: Path) -> None:
+    numbers = torch.tensor([1.5, -2.0, 3.0])
+    data = b"\x01" + numbers.view(torch.uint8).numpy().tobytes()
+    path = raw(tmp_path / "x.st", {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "b": {"dtype": "F32", "shape": [3], "data_offsets": [1, 13]}}, data)
+    loaded = load_tensors(path)["b"]
+    assert torch.equal(loaded, numbers)
+    assert loaded.data_ptr() % 4 == 0
+
+
+def test_a_file_larger_than_memory_opens(tmp_path: Path) -> None:
+    size = 2**42
+    path = raw(tmp_path / "large.safetensors",
+               {"t": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    os.truncate(path, path.stat().st_size + size)  # a hole: takes no space
+    assert open_tensors(path).slice("t", size - 2).tolist() == [0, 0]

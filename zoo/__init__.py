@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         list_transfers,
         plugins,
     )
+    from zoo.reproducing import reproduce
     from zoo.specs import BackboneSpec, Catalog, DatasetSpec, FusionSpec, TransferSpec
     from zoo.store import load, save
     from zoo.training import transfer
@@ -59,6 +60,7 @@ _HOME = {
     "load": "zoo.store",
     "push": "zoo.hub",
     "pull": "zoo.hub",
+    "reproduce": "zoo.reproducing",
     "load_data": "zoo.datasets",
     "Model": "zoo.model",
     "Plugin": "zoo.discovery",
@@ -98,6 +100,7 @@ __all__ = [
     "plugins",
     "pull",
     "push",
+    "reproduce",
     "run",
     "save",
     "speed_up",

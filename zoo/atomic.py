@@ -102,6 +102,14 @@ def folder_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def leads_outside(file: Path) -> bool:
+    """Whether it is a link to something that lies elsewhere than its folder: to copy or publish
+    that would give away what nobody meant. The Hub's cache keeps its files in `../../blobs`."""
+    folder, target = file.parent.resolve(), file.resolve()
+    cached = folder.parent.name == "snapshots" and target.parent == folder.parents[1] / "blobs"
+    return file.is_symlink() and not cached and not target.is_relative_to(folder)
+
+
 def current_folder(path: Path) -> Path:
     """`path`, or where the folder lies while its replacement was cut short."""
     aside = _aside(path.resolve())

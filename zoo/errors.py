@@ -122,6 +122,15 @@ class WeightsError(ZooError, RuntimeError):
     """Weights that were asked for cannot be had, or do not belong to this network."""
 
 
+class ProvenanceError(ZooError, RuntimeError):
+    """What a model says of how it was made does not suffice to make it again; says what to do."""
+
+    def __init__(self, reference: str, problem: str) -> None:
+        super().__init__(f"{reference} cannot be reproduced: {problem}")
+        self.reference = reference
+        self.problem = problem
+
+
 class HubError(ZooError, RuntimeError):
     """A model cannot be pushed to the Hub as it is; says what to do.
 

@@ -118,6 +118,7 @@ def fuse(
         chosen = _class_names(spec, models, names, counted=classes is None)
         report: dict[str, Any] = {}
         told: dict[str, Any] = {}
+        looked_at: dict[str, Any] = {}
         if space is not None:
             found = search_weights(spec, models, started_from, weight, options, space, seed=seed,
                                    device=where, data=data, norms=norms)
@@ -127,10 +128,18 @@ def fuse(
             fused, report, kept = fuse_weights(spec, models, started_from, weight, values,
                                                seed=seed, device=where, images=images, norms=norms)
             settle_norms(fused, norms, images, kept)
+            looked_at = images.told() if images is not None else {}
         else:
-            fused = put_side_by_side(spec, models, chosen, values, choices)
+            with seeded(seed):  # a new head is the same, however many members were built before
+                fused = put_side_by_side(spec, models, chosen, values, choices)
         fused.recipe = _recipe(spec, values, seed, models, started_from, weight)
-        facts = {"report": report, "search": told, "layer": layer, "pool": pool}
+        if spec.kind == "features":
+            fused.recipe["classes"] = list(chosen)  # a transfer may change the model's
+        facts: dict[str, Any] = {
+            "report": report, "search": told, "layer": layer, "pool": pool, "looked_at": looked_at,
+            "asked_norms": "" if norms == "auto" else norms,
+            "dtype": "" if dtype is None else str(resolve_dtype(dtype)).removeprefix("torch."),
+            "device": "" if where.type == "cpu" else where.type}
         fused.recipe |= {name: fact for name, fact in facts.items() if fact}
         fused.to(where)
         if hasattr(fused.fuser, "fit") and data is not None:
@@ -217,22 +226,22 @@ def _recipe(
     """Where a fused model comes from, as JSON values."""
     recipe: dict[str, Any] = {
         "strategy": spec.name, "kind": spec.kind, "options": dict(values), "seed": seed,
-        "sources": [_source(model, spec.kind == "weights") for model in models],
+        "sources": [_source(model) for model in models],
     }
     if weight is not None:
         recipe["weight"] = weight
     if base is not None:
-        recipe["base"] = _source(base, True)
+        recipe["base"] = _source(base)
     return recipe
 
 
-def _source(model: Model, hashed: bool) -> dict[str, Any]:
+def _source(model: Model) -> dict[str, Any]:
     first, *others = [member.source for member in model.each_member()]
     shared = {key: value for key, value in first.items()
               if all(key in other and other[key] == value for other in others)}
     source: dict[str, Any] = {"name": model.name, "classes": len(model.classes), **shared}
-    if hashed:  # their weights go into the fused ones, and only a hash can tell which they were
-        source["state_sha256"] = digest(network(model).state_dict())
+    # Where it came from does not tell whether it was trained since; only a hash does.
+    source["state_sha256"] = digest(network(model).state_dict())
     if model.recipe:
         source["recipe"] = copy.deepcopy(model.recipe)
     return source

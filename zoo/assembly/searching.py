@@ -109,5 +109,6 @@ def search_weights(
     values = checked(spec, {**options, **chosen.values})
     told = {"space": {name: str(part) if isinstance(part, Range) else list(part)
                       for name, part in space.items()},
-            "fusions": fusions, "members": singles, "won": won, "images": len(held_out)}
+            "fusions": fusions, "members": singles, "won": won, "images": len(held_out),
+             "data": images.fingerprint()}
     return Found(model, values, report, told)

@@ -51,7 +51,7 @@ def fit_outputs(model: Model, data: Any) -> None:
     if getattr(fuser, "wants_features", False):
         given["features"] = take(trunk_features(model, images), slice(None), model.device)
     told = fuser.fit(logits.to(model.device), labels.to(model.device), **given)
-    model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
+    model.recipe["fitted_on"] = images.told()
     if told:
         model.recipe["fitted"] = dict(told)
 

@@ -203,7 +203,7 @@ class Outputs(FusionCandidate):
         told = self._fit(model.fuser, torch.arange(len(material.images)))
         if hasattr(model.fuser, "fit"):
             images = material.given.with_classes(self.classes)
-            model.recipe["fitted_on"] = {"images": len(images), "data": images.fingerprint()}
+            model.recipe["fitted_on"] = images.told()
         if told:
             model.recipe["fitted"] = dict(told)
         return model

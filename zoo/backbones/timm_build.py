@@ -14,6 +14,7 @@ from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
 from zoo.backbones.timm_catalog import spdx
+from zoo.downloads import guard_client
 from zoo.errors import OptionError, WeightsError
 from zoo.tensors import sha256_file
 
@@ -89,6 +90,7 @@ def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, 
 
     repository = config.hf_hub_id
     filename = config.hf_hub_filename or "model.safetensors"
+    guard_client()
     try:
         # Without a network this fails at once; timm's own download tries for 45 seconds.
         folder = snapshot_download(repository, allow_patterns=[filename])
@@ -96,7 +98,8 @@ def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, 
         raise _unreachable(name, repository, _reason(error)) from error
     file = Path(folder, filename)
     if not file.is_file():
-        raise _unreachable(name, repository, f"there is no {filename}, and pickles are not loaded")
+        raise _unreachable(name, repository, f"there is no {filename}, and pickles are not loaded "
+                           "(`zoo convert` makes safetensors of one)")
     return {"file": str(file), "custom_load": False}, {
         "repository": repository, "revision": file.parent.name, "sha256": sha256_file(file),
         **licence,

@@ -15,6 +15,7 @@ from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
 from zoo.cli.caching import cache
 from zoo.cli.fusing import fuse, merge
 from zoo.cli.hub import pull, push
+from zoo.cli.trust import convert, reproduce
 from zoo.errors import ZooError
 from zoo.names import suggest
 from zoo.specs import FAMILIES, KINDS, TransferSpec
@@ -234,6 +235,12 @@ app.command(epilog=output.examples(
     "zoo push fused org/model --create-pr --message 'Fuse with ties'"))(push)
 app.command(epilog=output.examples(
     "zoo pull timm/resnet18.a1_in1k", "zoo pull org/model@v1 -o model"))(pull)
+app.command(epilog=output.examples(
+    "zoo reproduce org/fused", "zoo reproduce fused --source 1=runs/a --source 2=runs/b",
+    "zoo reproduce fused --data train.csv --json"))(reproduce)
+app.command(epilog=output.examples(
+    "zoo convert model.pth -o model.safetensors",
+    "zoo convert checkpoint.pt --key model_ema -o model.safetensors"))(convert)
 
 
 @app.command(epilog=output.examples("zoo run examples/digits.yaml -o runs/demo"))

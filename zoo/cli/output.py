@@ -4,6 +4,7 @@ said beside them to stderr."""
 from __future__ import annotations
 
 import json as json_module
+import re
 import shlex
 import shutil
 import sys
@@ -12,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from zoo.specs import AnySpec, described
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from zoo.training import Transferred
 
 
+# Controls but tab and line feed, C1, separators and overrides of the direction, and lone halves.
+_COMMANDS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Fields that say something of one kind of fusion only.
 _ONLY_OF = {"scope": "weights", "measure": "weights", "measured_over": "weights",
             "elementwise": "weights", "can_use": "weights", "takes": "features"}
@@ -42,11 +46,22 @@ def examples(*commands: str) -> str:
 
 
 def fail(message: str) -> None:
-    print(f"zoo: {message}", file=sys.stderr)
+    say(f"zoo: {message}", file=sys.stderr)
 
 
 def warn(message: str) -> None:
-    print(f"zoo: note: {' '.join(message.split())}", file=sys.stderr)
+    say(f"zoo: note: {' '.join(message.split())}", file=sys.stderr)
+
+
+def shown(text: object) -> str:
+    """Text as a terminal may have it. Names come from files that anybody wrote, and some characters
+    are commands to a terminal, or turn the order of what is read: they become `\\x1b`."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line, or several."""
+    print(shown(text), file=file)
 
 
 def reference(text: str) -> str | Path:
@@ -84,7 +99,7 @@ def listing(rows: Sequence[Listed], json: bool) -> None:
                for row in rows])
         return
     if not any(row.summary for row in rows):
-        print("\n".join(row.name for row in rows))
+        say("\n".join(row.name for row in rows))
         return
     _columns(("name", "type", "kind", "what it does"),
              [(row.name, row.type, row.kind, row.summary) for row in rows])
@@ -96,17 +111,17 @@ def spec(found: AnySpec, options: Sequence[Option], json: bool) -> None:
             {"name": o.name, "type": o.type, "default": o.default, "help": o.help}
             for o in options]})
         return
-    print(f"{found.name} ({found.kind_name})")
+    say(f"{found.name} ({found.kind_name})")
     kind = getattr(found, "kind", "")
     aside = {"type", "name", *(field for field, of in _ONLY_OF.items() if of != kind)}
     for name, told in described(found).items():
         if name not in aside and told not in ("", [], None, 0):
-            print(f"  {name}: {_told(name, told)}")
+            say(f"  {name}: {_told(name, told)}")
     if options:
-        print("  options:")
+        say("  options:")
     for option in options:
         default = f" = {option.default}" if option.default else " (required)"
-        print(f"    {option.name}: {option.type}{default}  {option.help}")
+        say(f"    {option.name}: {option.type}{default}  {option.help}")
 
 
 def _told(name: str, told: object) -> str:
@@ -122,7 +137,8 @@ def saved(config: Mapping[str, Any], lines: Sequence[str], json: bool) -> None:
     if json:
         _json(config)
     else:
-        print("\n".join(lines))
+        for line in lines:  # a name with a line feed in it stays in its line
+            say(line.replace("\n", "\\n"))
 
 
 def checked(outcomes: Sequence[Outcome], json: bool) -> bool:
@@ -133,8 +149,8 @@ def checked(outcomes: Sequence[Outcome], json: bool) -> bool:
                 "state": outcome.state, "reason": outcome.reason} for outcome in outcomes])
         return not failed
     for outcome in failed:
-        print(f"{outcome.check.subject}: {outcome.check.name}: {outcome.reason}")
-    print(f"{len(outcomes) - len(failed)} checks passed, {len(failed)} failed")
+        say(f"{outcome.check.subject}: {outcome.check.name}: {outcome.reason}")
+    say(f"{len(outcomes) - len(failed)} checks passed, {len(failed)} failed")
     return not failed
 
 
@@ -149,19 +165,19 @@ def plugins(found: Sequence[Plugin], known: Mapping[str, KnownPlugin], json: boo
     installed = {plugin.namespace for plugin in found}
     for namespace, plugin in known.items():
         if namespace not in installed:
-            print(f"not installed: {namespace}, {plugin.summary} ({plugin.install})")
+            say(f"not installed: {namespace}, {plugin.summary} ({plugin.install})")
 
 
 def wrote(out: Path, made: Model) -> None:
     millions = sum(p.numel() for p in made.parameters()) / 1e6
-    print(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
+    say(f"{out}: {made.name}, {len(made.classes)} classes, {millions:.1f} million parameters")
 
 
 def plan(found: Plan, json: bool) -> None:
     if json:
         _json(found.as_dict())
     else:
-        print(found)
+        say(found)
 
 
 def ranking(told: Mapping[str, Any], json: bool) -> None:
@@ -186,13 +202,13 @@ def ranking(told: Mapping[str, Any], json: bool) -> None:
     _table(head, rows)
     for line in failed:
         warn(f"failed: {line}")
-    print(told["reason"])
+    say(told["reason"])
 
 
 def merged(out: Path) -> None:
     files = [out] if out.is_file() else sorted(out.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9
-    print(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
+    say(f"{out}: {len(files)} {'file' if len(files) == 1 else 'files'}, {size:.2f} GB")
 
 
 def pushed(done: Pushed, json: bool) -> None:
@@ -203,23 +219,23 @@ def pushed(done: Pushed, json: bool) -> None:
              [(file.name, f"{file.size:,}", file.state) for file in done.files])
     if done.dry_run:
         there = f"; all of it is there: {done}" if done.url else ""
-        print(f"would push {done.uploaded:,} bytes to {done.repository}@{done.revision}{there}")
+        say(f"would push {done.uploaded:,} bytes to {done.repository}@{done.revision}{there}")
     else:
-        print(f"{done.uploaded:,} bytes pushed: {done}")
+        say(f"{done.uploaded:,} bytes pushed: {done}")
     if done.pull_request:
-        print(f"pull request: {done.pull_request}")
+        say(f"pull request: {done.pull_request}")
 
 
 def pulled(folder: Path, origin: Mapping[str, str], json: bool) -> None:
     if json:
         _json({"folder": str(folder), **origin})
     else:
-        print(f"{folder}: {origin['repository']} at commit {origin['revision']}")
+        say(f"{folder}: {origin['repository']} at commit {origin['revision']}")
 
 
 def started(folder: Path, namespace: str) -> None:
     """A new plugin, and what its author does next."""
-    print("\n".join((
+    say("\n".join((
         f"{folder}: a plugin that works; next:", f"  cd {shlex.quote(str(folder))}",
         "  pip install -e . pytest", "  pytest", f"  zoo check {namespace}")))
 
@@ -258,7 +274,7 @@ def evaluation(measured: Evaluation, json: bool) -> None:
                      if each["n"]})
     worst = [f"{name} {1 - share:.1%}" for name, share in wrong.most_common(5) if share > 0]
     if worst:
-        print(f"least recalled classes: {', '.join(worst)}")
+        say(f"least recalled classes: {', '.join(worst)}")
 
 
 def report(finished: Run, json: bool) -> None:
@@ -270,8 +286,8 @@ def report(finished: Run, json: bool) -> None:
     _table(("", "model", "accuracy", "95 % interval", "NLL", "ECE", "parameters", "seconds"),
            stage_rows(finished.report))
     _table(("paired test", "only the first", "only the second", "p"), test_rows(finished.report))
-    print(verdict(finished.report))
-    print(f"report: {finished.out / 'report.md'}, {finished.out / 'report.json'}; "
+    say(verdict(finished.report))
+    say(f"report: {finished.out / 'report.md'}, {finished.out / 'report.json'}; "
           f"fused model: {finished.out / finished.report['recipe']['save']}")
 
 
@@ -325,6 +341,7 @@ def _json(value: Any) -> None:
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A listing may have thousands of rows, and Rich takes 0.2 ms for each. On a terminal the last
     column is wrapped within itself."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     *widths, _ = (max(map(len, column)) for column in zip(head, *rows, strict=True))
     left = sum(widths) + 2 * len(widths)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
@@ -335,7 +352,7 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         first, *more = textwrap.wrap(row[-1], room) if len(row[-1]) > room else [row[-1]]
         lines.append("  ".join((*cells, first)).rstrip())
         lines += [" " * left + line for line in more]
-    print("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -345,7 +362,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(*head, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     # Through a pipe a row stays one line, whatever its length.
     width = None if sys.stdout.isatty() else 10_000
     Console(width=width, markup=False, emoji=False, highlight=False).print(table)

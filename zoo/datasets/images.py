@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -169,6 +169,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
             for state in self._images.states(self._rows.tolist()):
                 digest.update(len(state).to_bytes(8, "little") + state)
         return digest.hexdigest()
+
+    def told(self) -> dict[str, Any]:
+        """What a recipe says of these images, as JSON values."""
+        return {"images": len(self), "data": self.fingerprint()}
 
     def _stratified(self, n: int, seed: int) -> Tensor:
         """A mask of n images, evenly spaced in a list that is grouped by class, else shuffled."""

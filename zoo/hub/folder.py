@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from zoo.atomic import current_folder
+from zoo.atomic import current_folder, leads_outside
 from zoo.errors import HubError, ZooError
 from zoo.model import Model
 from zoo.store import read_config, save
@@ -81,7 +81,12 @@ def _want_only_a_model(folder: Path, repository: str) -> None:
     if pickles:
         raise HubError(repository, "files", f"{', '.join(pickles)} in {folder} is a pickle, which "
                        "can run any program on the machine that reads it, and is never pushed; "
-                       "move it elsewhere")
+                       "move it elsewhere; `zoo convert` writes its tensors as safetensors")
+    links = [file.name for file in files if leads_outside(file)]
+    if links:
+        raise HubError(repository, "files", f"{', '.join(links)} in {folder} is a link to "
+                       "something outside of it; put the file itself there if it is meant to "
+                       "be published")
     strays = [file.name for file in files if not (is_published(file.name) and file.is_file())]
     if strays:
         raise HubError(repository, "files", f"{', '.join(strays)} in {folder} belongs to no model; "

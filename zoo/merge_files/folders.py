@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo.atomic import atomic_folder, atomic_path, current_folder
+from zoo.atomic import atomic_folder, atomic_path, current_folder, leads_outside
 from zoo.errors import BadName, FormatError, FusionError
 from zoo.names import MODEL_SCHEMES, Address, is_path, parse
 from zoo.tensors import open_tensors, sha256_file
@@ -110,6 +110,7 @@ def written(
         for file in sorted(first.iterdir()) if first.is_dir() else ():
             if (file.is_file() and _BESIDE.fullmatch(file.name) and file.name != CONFIG
                     and not file.name.endswith(".safetensors.index.json")
+                    and not leads_outside(file)
                     and file.stat().st_size <= _MOST_BYTES):
                 shutil.copyfile(file, fresh / file.name)
         yield fresh / WEIGHTS

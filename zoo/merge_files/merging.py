@@ -87,6 +87,8 @@ def merge(
     made = {"strategy": spec.name, "options": values, "seed": seed, "sources": told[:len(inputs)],
             **({"base": told[-1]} if base is not None else {}),
             **({"weight": weight} if weight is not None else {}),
+            **({"dtype": str(wanted).removeprefix("torch.")} if wanted else {}),
+            **({"rounding": rounding} if rounding != "nearest" else {}),
             "versions": {"fusion-zoo": zoo.__version__, "torch": torch.__version__}}
     if parts.norms:
         warnings.warn("batch norm's statistics were pooled over the inputs; zoo.fuse(…, data=…) "

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from zoo.downloads import guard_client
 from zoo.errors import WeightsError
 from zoo.names import Address
 from zoo.store.answers import patiently, refusal
@@ -27,6 +28,7 @@ def hub_folder(address: Address) -> tuple[Path, dict[str, str]]:
     from huggingface_hub import snapshot_download
 
     failed = None
+    guard_client()
     try:
         folder = Path(patiently(lambda: snapshot_download(
             address.location, revision=address.revision, allow_patterns=list(FETCHED),
@@ -54,6 +56,8 @@ def origin_of(folder: Path) -> dict[str, str]:
 def _why(error: Exception) -> str:
     from huggingface_hub import errors
 
+    if isinstance(error, WeightsError):
+        return str(error)
     told = refusal(error)
     incomplete = getattr(errors, "IncompleteSnapshotError", None)
     if incomplete and isinstance(error, incomplete):

@@ -39,7 +39,8 @@ from zoo.store.measured import Measured
 from zoo.store.private import public
 from zoo.store.rebuilding import rebuild
 from zoo.store.timm_layout import from_config, timm_config
-from zoo.tensors import ALIGNMENT, load_tensors, save_tensors
+from zoo.tensors import ALIGNMENT, load_tensors, open_tensors, save_tensors
+from zoo.tensors.reading import PICKLES, pickled
 
 if TYPE_CHECKING:
     from zoo.evaluation import Evaluation
@@ -50,6 +51,7 @@ FORMAT = 1
 UNDERSTOOD: frozenset[str] = frozenset({"gives", "layers"})
 # What `made_with` says of the saving; the rest is the model's recipe.
 _SAVING = ("norms", "licences", "versions", "sha256")
+_FEW = 64  # members that are built without looking at the weights first
 # torch's own allocations begin at multiples of 64 bytes, and kernels round differently elsewhere.
 
 
@@ -128,6 +130,7 @@ def load(
     described = config.get("zoo")
     if described is not None:
         _check(folder / CONFIG, described)
+        _want_few_members(folder, described)
     with torch.random.fork_rng(devices=[]):
         model = rebuild(folder / CONFIG, config)
     _assign(folder, model)
@@ -148,6 +151,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise FormatError(folder, "there is no such folder; a registered network is built by "
                           "zoo.backbone, a Hub repository is 'hf-hub:org/name'")
+    if folder.suffix in PICKLES and folder.is_file():
+        raise pickled(folder)
     if not file.is_file():
         raise FormatError(folder, f"is no model: it has no {CONFIG}")
     try:
@@ -294,6 +299,16 @@ def _check(file: Path, described: Any) -> None:
         lacking = missing(namespace, wanted, str(file))
         if lacking:
             raise lacking
+
+
+def _want_few_members(folder: Path, described: Mapping[str, Any]) -> None:
+    """Each member is built, and each has a tensor at least. Raises FormatError."""
+    model = described.get("model")
+    members = model.get("members") if isinstance(model, dict) else None
+    if isinstance(members, list) and len(members) > _FEW and len(members) > len(
+            open_tensors(folder)):
+        raise FormatError(folder, f"does not fit its config: it names {len(members):,} members, "
+                          "and has fewer tensors")
 
 
 def _assign(folder: Path, model: Model) -> None:

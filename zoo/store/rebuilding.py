@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from zoo.backbones import Preprocessing
@@ -20,6 +21,10 @@ from zoo.options import checked
 from zoo.registry import find
 from zoo.specs import TAKES, BackboneSpec, FusionSpec
 from zoo.store.timm_layout import from_config, kept_config, want_sane
+
+# Below these sizes no network computes tables that matter; above them, so many bytes are free.
+_USUAL = {"img_size": 512, "image_size": 512, "input_size": 512, "size": 512, "window_size": 16}
+_FREE_BYTES = 64_000_000
 
 
 def rebuild(file: Path, config: Mapping[str, Any]) -> Model:
@@ -78,10 +83,40 @@ def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] |
     if blueprint.num_classes != len(common["classes"]):
         raise FormatError(file, f"is damaged: {common['name']} has {blueprint.num_classes} outputs "
                           f"and {len(common['classes'])} class names")
-    net = without_weights((lambda: from_config(plain, file)) if plain else
-                          (lambda: _network(file, blueprint)))
+    net = _built(file, (lambda: from_config(plain, file)) if plain else
+                 (lambda: _network(file, blueprint)), [described, plain])
     want_layers(net, common["name"], common["layers"])
     return Member(net, blueprint=blueprint, preprocessing=preprocessing, **common)
+
+
+def _built(file: Path, build: Callable[[], nn.Module], told: Any) -> nn.Module:
+    """The network, without weights. What it computes from a size that the file sets, tables of
+    positions and masks, is real memory: it is counted first, and the weights must be worth it.
+
+    told: the parts of the config that set sizes. Raises FormatError.
+    """
+    if _is_large(told):
+        try:
+            with torch.device("meta"):
+                net = build()
+        except (NotImplementedError, RuntimeError) as error:
+            raise FormatError(file, "asks for a size whose memory cannot be told beforehand for "
+                              f"this architecture ({type(error).__name__})") from None
+        needed = sum(buffer.nbytes for buffer in net.buffers())
+        stored = sum(each.stat().st_size for each in file.parent.glob("*.safetensors"))
+        if needed > _FREE_BYTES + 8 * stored:
+            raise FormatError(file, f"asks for a size whose tables take {needed:,} bytes, and its "
+                              f"weights have {stored:,}; that is no network that anybody trained")
+    return without_weights(build)
+
+
+def _is_large(told: Any, name: str = "") -> bool:
+    """Whether a config sets a size that is larger than most networks are."""
+    if isinstance(told, Mapping):
+        return any(_is_large(value, str(key)) for key, value in told.items())
+    if isinstance(told, (list, tuple)):
+        return any(_is_large(value, name) for value in told)
+    return isinstance(told, int) and told > _USUAL.get(name, told)
 
 
 def _network(file: Path, blueprint: Blueprint) -> nn.Module:
@@ -98,7 +133,7 @@ def _network(file: Path, blueprint: Blueprint) -> nn.Module:
 
 
 def _plain_timm(file: Path, config: Mapping[str, Any]) -> Model:
-    net: Any = without_weights(lambda: from_config(config, file))
+    net: Any = _built(file, lambda: from_config(config, file), config)
     counted = tuple(map(str, range(net.num_classes)))
     classes = net.label_names if len(net.label_names) == net.num_classes else counted
     name = f"timm/{config['architecture']}"

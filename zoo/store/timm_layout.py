@@ -24,7 +24,7 @@ _MODEL_ARGS = frozenset({
 })
 # The most that each of these numbers may be.
 _LIMITS = {"input_size": 4096, "img_size": 4096, "in_chans": 4096, "window_size": 64,
-           "reg_tokens": 4096, "num_classes": 1_000_000}
+           "reg_tokens": 4096, "num_classes": 200_000}
 # What a timm pretrained_cfg says of where its own weights lie and of a test at another size.
 _THEIRS = frozenset({
     "url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load",

@@ -56,6 +56,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8:
             raise FormatError(path, f"is not a safetensors file: {size} bytes are too few")
+        if length > MAX_HEADER_BYTES and _is_pickle(length.to_bytes(8, "little")):
+            raise FormatError(
+                path,
+                "is not a safetensors file, but a pickle under another name, which can run any "
+                "program when it is read; `zoo convert` reads the tensors of one, if you trust it",
+            )
         if length > MAX_HEADER_BYTES:
             raise FormatError(
                 path,
@@ -86,6 +92,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if end != size:
         raise FormatError(path, f"{size - end} bytes follow the last tensor")
     return infos, metadata
+
+
+def _is_pickle(beginning: bytes) -> bool:
+    """Whether a pickle begins so, or a zip file, which is what torch puts one into."""
+    return beginning.startswith(b"PK\3\4") or (beginning[0] == 0x80 and 2 <= beginning[1] <= 5)
 
 
 def encode_header(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def open_tensors(path: str | os.PathLike[str]) -> StoredTensors:
     if path.is_dir():
         path = _weights_in(path)
     if path.suffix in PICKLES:
-        raise FormatError(path, _PICKLE)
+        raise pickled(path)
     if not path.is_file():
         raise FormatError(path, "there is no such file or folder")
     return _open_shards(path) if path.suffix == ".json" else _open_file(path)
@@ -117,10 +118,14 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return tensors | {name: tensors[kept] for name, kept in stored.aliases.items()}
 
 
-_PICKLE = (
-    "is a pickle, and reading a pickle can run any program. If you trust it, read it with "
-    "torch.load(…, weights_only=True) and save the tensors as safetensors"
-)
+def pickled(path: Path) -> FormatError:
+    """What is said of a pickle, wherever one turns up."""
+    return FormatError(
+        path,
+        "is a pickle, and reading a pickle can run any program; none is ever loaded. "
+        f"`zoo convert {shlex.quote(str(path))} -o model.safetensors` reads its tensors, with "
+        "torch's weights_only=True, and nothing else of it",
+    )
 
 
 def _weights_in(folder: Path) -> Path:
@@ -131,7 +136,7 @@ def _weights_in(folder: Path) -> Path:
         raise FormatError(folder, f"has both {WEIGHTS} and {INDEX}; name the one you mean")
     others = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
     if others:
-        raise FormatError(others[0], _PICKLE)
+        raise pickled(others[0])
     raise FormatError(folder, f"has neither {WEIGHTS} nor {INDEX}")
 
 

@@ -132,7 +132,10 @@ def transfer(
             _learn_classes(model, teachers, phases, result)
         _train(result, phases, settings, train_set, val_set, target_set, teachers, kept)
     result.seconds = time.perf_counter() - start
-    _remember(result, settings, values, train_set, activation, teachers, started_from)
+    told = {"val": val if isinstance(val, float) else val_set.told()} if val_set else {}
+    if target_set is not None:
+        told["unlabelled"] = target_set.told()
+    _remember(result, settings, values, train_set, activation, teachers, started_from, told)
     return result
 
 
@@ -335,13 +338,13 @@ def _lengths(method: str, phases: Sequence[Phase], epochs: int) -> list[int]:
 
 def _remember(
     result: Transferred, settings: Settings, values: Mapping[str, Any], data: ImageData,
-    activation: str | None, teachers: Sequence[Model], started_from: str,
+    activation: str | None, teachers: Sequence[Model], started_from: str, others: Mapping[str, Any],
 ) -> None:
     """Write the transfer into the model's own recipe, as JSON values."""
     changed = {name: value for name, value in asdict(settings).items()
                if value != getattr(Settings(), name) or name in ("epochs", "lr", "seed")}
     told = {"method": result.method, "settings": changed, "options": dict(values),
-            "images": len(data), "data": data.fingerprint(), "started_from": started_from}
+            **data.told(), "started_from": started_from, **others}
     if activation:
         told["activation"] = activation
     if teachers:
