@@ -110,5 +110,5 @@ def search_weights(
     told = {"space": {name: str(part) if isinstance(part, Range) else list(part)
                       for name, part in space.items()},
             "fusions": fusions, "members": singles, "won": won, "images": len(held_out),
-             "data": images.fingerprint()}
+            "data": images.fingerprint()}
     return Found(model, values, report, told)
