@@ -83,7 +83,12 @@ def _correlations(
     states: Sequence[State], groups: Sequence[Group], module: nn.Module, data: Iterable[Tensor]
 ) -> dict[str, Tensor]:
     """For each group the correlations of all members' units, [members · units] squared, meaned
-    over the outputs in which they stand."""
+    over the outputs in which one of the two changes with the images.
+
+    Two that change nowhere are as near as their constants: 1 less the largest distance, in the
+    largest deviation of a feature there. Without that a dead unit would be near to nothing, least
+    of all to itself in another member.
+    """
     standing: dict[str, list[tuple[Group, Tensor]]] = {}
     axes = {}
     for group in groups:
@@ -98,12 +103,13 @@ def _correlations(
             sums[key] = total + wide.sum(1), square + wide.square().sum(1), count + x.shape[1]
     if not sums:
         raise DataError("there are no images to compare features on")
-    means, scales = {}, {}
+    means, scales, stills, levels = {}, {}, {}, {}
     for key, (total, square, count) in sums.items():
         mean = total / count  # (members, channels)
         spread = (square / count - mean.square()).clamp(min=0).sqrt()
         still = spread <= 1e-6 * (mean.abs() + spread.max())
         means[key], scales[key] = mean.float(), spread.where(~still, torch.inf).reciprocal().float()
+        stills[key], levels[key] = still, (mean / spread.max().clamp(min=1e-12)).float()
     found: dict[str, Tensor] = {}
     for batch in data:
         for key, x in _outputs(module, states, batch, axes).items():
@@ -111,9 +117,28 @@ def _correlations(
             for group, index in standing[key]:
                 for slot in index.T:  # a unit's first place with the other's first, …
                     rows = x[:, :, slot].transpose(0, 1).flatten(1)  # (N, members · units)
-                    part = rows.T @ rows / (sums[key][2] * index.shape[1] * len(group.sites))
+                    part = rows.T @ rows / sums[key][2]
                     found[group.name] = found[group.name] + part if group.name in found else part
-    return {name: part.cpu() for name, part in found.items()}
+    return {group.name: _meaned(found[group.name], _standing(group, stills),
+                                _standing(group, levels)).cpu() for group in groups}
+
+
+def _standing(group: Group, values: Mapping[str, Tensor]) -> Tensor:
+    """What each unit has in each output, [members · units, outputs]; values: [members, channels]
+    by output."""
+    return torch.stack([values[site.key][:, slot].flatten()
+                        for site in group.sites for slot in site.index.T], 1)
+
+
+def _meaned(total: Tensor, still: Tensor, levels: Tensor) -> Tensor:
+    """Sums of correlations over outputs [units, units], as means over those where one of the two
+    moves. still, levels: whether each unit stands still and where, [units, outputs]."""
+    both = still.to(total) @ still.to(total).T
+    mean = total / (still.shape[1] - both).clamp(min=1)
+    never = still.all(1)
+    apart = torch.cdist(levels[never], levels[never], p=torch.inf)
+    mean[never[:, None] & never] = (1 - apart).clamp(min=0).flatten().to(mean)
+    return mean
 
 
 def _outputs(
