@@ -22,6 +22,8 @@ State = Mapping[str, Tensor]
 _ROWS = 2048
 # Below every correlation: of features that were merged before, and of pairs that should not be.
 _LATE, _LAST = -2.0, 4.0
+# Variance, with an output's as 1, of what does not change but for rounding.
+_STILL = 1e-12
 
 
 def zipit(
@@ -82,12 +84,13 @@ def zipit(
 def _correlations(
     states: Sequence[State], groups: Sequence[Group], module: nn.Module, data: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """For each group the correlations of all members' units, [members · units] squared, meaned
-    over the outputs in which one of the two changes with the images.
+    """For each group the correlations of all members' units, [members · units] squared, over all
+    outputs in which they stand: each output is scaled to a mean variance of 1, so that it counts
+    for a unit by how much the unit moves there.
 
-    Two that change nowhere are as near as their constants: 1 less the largest distance, in the
-    largest deviation of a feature there. Without that a dead unit would be near to nothing, least
-    of all to itself in another member.
+    Two units that move nowhere are as near as their constants: 1 less the largest distance, in
+    these scales. Else a dead unit would be near to nothing, its own copy in another member
+    included.
     """
     standing: dict[str, list[tuple[Group, Tensor]]] = {}
     axes = {}
@@ -103,42 +106,34 @@ def _correlations(
             sums[key] = total + wide.sum(1), square + wide.square().sum(1), count + x.shape[1]
     if not sums:
         raise DataError("there are no images to compare features on")
-    means, scales, stills, levels = {}, {}, {}, {}
+    means, scales, levels = {}, {}, {}
     for key, (total, square, count) in sums.items():
         mean = total / count  # (members, channels)
-        spread = (square / count - mean.square()).clamp(min=0).sqrt()
-        still = spread <= 1e-6 * (mean.abs() + spread.max())
-        means[key], scales[key] = mean.float(), spread.where(~still, torch.inf).reciprocal().float()
-        stills[key], levels[key] = still, (mean / spread.max().clamp(min=1e-12)).float()
+        scale = (square / count - mean.square()).clamp(min=0).mean().sqrt().clamp(min=1e-12)
+        means[key], scales[key], levels[key] = mean.float(), scale.float(), (mean / scale).float()
     found: dict[str, Tensor] = {}
     for batch in data:
         for key, x in _outputs(module, states, batch, axes).items():
-            x = (x - means[key].to(x)[:, None]) * scales[key].to(x)[:, None]
+            x = (x - means[key].to(x)[:, None]) / scales[key].to(x)
             for group, index in standing[key]:
                 for slot in index.T:  # a unit's first place with the other's first, …
                     rows = x[:, :, slot].transpose(0, 1).flatten(1)  # (N, members · units)
                     part = rows.T @ rows / sums[key][2]
                     found[group.name] = found[group.name] + part if group.name in found else part
-    return {group.name: _meaned(found[group.name], _standing(group, stills),
-                                _standing(group, levels)).cpu() for group in groups}
+    return {group.name: _normed(found[group.name], torch.stack(
+        [levels[site.key][:, slot].flatten() for site in group.sites for slot in site.index.T], 1)
+    ).cpu() for group in groups}
 
 
-def _standing(group: Group, values: Mapping[str, Tensor]) -> Tensor:
-    """What each unit has in each output, [members · units, outputs]; values: [members, channels]
-    by output."""
-    return torch.stack([values[site.key][:, slot].flatten()
-                        for site in group.sites for slot in site.index.T], 1)
-
-
-def _meaned(total: Tensor, still: Tensor, levels: Tensor) -> Tensor:
-    """Sums of correlations over outputs [units, units], as means over those where one of the two
-    moves. still, levels: whether each unit stands still and where, [units, outputs]."""
-    both = still.to(total) @ still.to(total).T
-    mean = total / (still.shape[1] - both).clamp(min=1)
-    never = still.all(1)
-    apart = torch.cdist(levels[never], levels[never], p=torch.inf)
-    mean[never[:, None] & never] = (1 - apart).clamp(min=0).flatten().to(mean)
-    return mean
+def _normed(covariance: Tensor, levels: Tensor) -> Tensor:
+    """Correlations of units; levels: their means, [units, outputs]."""
+    variance = covariance.diagonal()
+    still = variance <= _STILL * (1 + levels.square().amax(1))
+    scale = torch.where(still, 0, variance.clamp(min=1e-30).rsqrt())
+    near = covariance * scale[:, None] * scale
+    apart = torch.cdist(levels[still], levels[still], p=torch.inf)
+    near[still[:, None] & still] = (1 - apart).clamp(min=0).flatten().to(near)
+    return near
 
 
 def _outputs(
