@@ -71,8 +71,7 @@ def twins(count: int = 2) -> tuple[State, list[State], Graph]:
 
 @pytest.mark.parametrize("strategy", [
     ot_fusion,
-    lambda states, **given: zipit(states, module=convolutional(), data=images(), alpha=1.0,
-                                  **given)])
+    lambda states, **given: zipit(states, module=convolutional(), data=images(), **given)])
 @pytest.mark.parametrize("count", [2, 3])
 def test_networks_that_differ_in_order_alone_give_the_network(
     strategy: Callable[..., State], count: int

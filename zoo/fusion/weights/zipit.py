@@ -41,7 +41,9 @@ def zipit(
 
     Of a layer's features in all members, the two that correlate most on the images become one,
     until there are as many as one member has; the merged feature is their mean, and takes the place
-    of each of them in the next layer. The paper may stop at a layer and keep the heads of unlike
+    of each of them in the next layer. The paper's code has alpha on everything that was merged;
+    here a feature of a third member joins two of others without, or three that are the same would
+    find other partners first. For two members that is no difference. The paper may stop at a layer and keep the heads of unlike
     tasks behind it; here all layers are zipped, for members of the same labels. Attention heads,
     and units that no module puts out, are averaged in their order. Batch norm should be estimated
     again (data=, norms="auto").
@@ -53,8 +55,8 @@ def zipit(
     OptionError. Stoica et al. 2024, arXiv:2305.03053.
 
     Options:
-        alpha: factor on the correlations of a feature that was merged, against features of ever
-            more parts, in [0, 1]; 0 merges no feature twice while there are others
+        alpha: factor on the correlations of a feature that was merged, with features that
+            would bring a member in twice, in [0, 1]; 0 merges none of these while there are others
         beta: fraction of its features that a member may merge among themselves, in [0, 1]
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
@@ -165,6 +167,8 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
     near = similarity.clone().fill_diagonal_(-torch.inf)
     part_of = torch.arange(features)
     owner = part_of // units
+    parts = owner[:, None] == torch.arange(members)  # of each member in a feature
+    twice = torch.zeros(features, dtype=torch.bool)
     budget = torch.full((members,), int((features - units) // members * beta + 1e-4))
     # Pairs of members that may merge no more among their own: last of all, if nothing else is left.
     shut = (owner[:, None] == owner[None]) & (budget == 0)[owner][:, None]
@@ -176,7 +180,11 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
         part_of[part_of == other] = one
         # A merged feature is as near to another as the farther one of its parts.
         joint = torch.minimum(near[one], near[other])
-        joint = joint * alpha if alpha > 0 else joint.clamp(max=_LATE)
+        twice[one] |= twice[other] | (parts[one] & parts[other]).any()
+        parts[one] |= parts[other]
+        again = twice | twice[one] | (parts & parts[one]).any(1)
+        late = joint * alpha if alpha > 0 else joint.clamp(max=_LATE)
+        joint = late.where(again, joint)
         joint[one] = -torch.inf
         near[one], near[:, one] = joint, joint
         near[other], near[:, other] = -torch.inf, -torch.inf
@@ -192,8 +200,8 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
         row = near[one] - _LAST * shut[one]
         score[one], score[:, one] = row, row
         score[other], score[:, other] = -torch.inf, -torch.inf
-        again = ((partner == one) | (partner == other)).nonzero()[:, 0]
-        top[again], partner[again] = score[again].max(1)
+        lost = ((partner == one) | (partner == other)).nonzero()[:, 0]
+        top[lost], partner[lost] = score[lost].max(1)
         nearer = row > top
         top, partner = row.where(nearer, top), torch.where(nearer, one, partner)
         top[one], partner[one] = row.max(0)
