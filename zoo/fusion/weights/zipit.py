@@ -112,7 +112,10 @@ def _correlations(
     means, scales, levels = {}, {}, {}
     for key, (total, square, count) in sums.items():
         mean = total / count  # (members, channels)
-        scale = (square / count - mean.square()).clamp(min=0).mean().sqrt().clamp(min=1e-12)
+        scale = (square / count - mean.square()).clamp(min=0).mean().sqrt()
+        largest = mean.abs().max()
+        if scale <= 1e-6 * largest or scale == 0:  # all of this output stands still
+            scale = largest.where(largest > 0, 1)
         means[key], scales[key], levels[key] = mean.float(), scale.float(), (mean / scale).float()
     found: dict[str, Tensor] = {}
     for batch in data:
