@@ -71,8 +71,7 @@ def twins(count: int = 2) -> tuple[State, list[State], Graph]:
 
 @pytest.mark.parametrize("strategy", [
     ot_fusion,
-    lambda states, **given: zipit(states, module=convolutional(), data=images(), alpha=1.0,
-                                  **given)])
+    lambda states, **given: zipit(states, module=convolutional(), data=images(), **given)])
 @pytest.mark.parametrize("count", [2, 3])
 def test_networks_that_differ_in_order_alone_give_the_network(
     strategy: Callable[..., State], count: int
@@ -191,6 +190,19 @@ def test_a_merged_feature_is_as_near_as_the_farther_of_its_parts() -> None:
     for one, other, value in ((0, 2, 0.9), (1, 2, 0.8), (1, 3, 0.5), (0, 1, 0.1)):
         similarity[one, other] = similarity[other, one] = value
     assert _zipped(similarity, 2, 1.0, 1.0).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("still", [3, 6])
+def test_units_that_stand_still_find_themselves_again(still: int) -> None:
+    state = drawn(convolutional, 0)
+    state["0.weight"][:still] = 0  # constants behind batch norm
+    state["0.bias"][:still] = state["1.running_mean"][:still]
+    state["1.bias"][:still] = torch.tensor([0.5, 3.0, -1.0, 2.0, 1.0, 0.1])[:still]
+    state["3.bias"][:3] = -50.0  # move, but not behind the ReLU
+    graph = trace(convolutional(), images()[0])
+    other = permute(state, graph, graph.random(torch.Generator().manual_seed(7)))
+    result = fused(zipit, [state, other], graph, module=convolutional(), data=images(), beta=0.5)
+    torch.testing.assert_close(answers(result), answers(state), rtol=1e-3, atol=1e-3)
 
 
 def test_a_member_merges_no_more_among_its_own_than_it_may() -> None:

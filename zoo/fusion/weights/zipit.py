@@ -22,6 +22,8 @@ State = Mapping[str, Tensor]
 _ROWS = 2048
 # Below every correlation: of features that were merged before, and of pairs that should not be.
 _LATE, _LAST = -2.0, 4.0
+# Variance, with an output's as 1, of what does not change but for rounding.
+_STILL = 1e-12
 
 
 def zipit(
@@ -40,9 +42,12 @@ def zipit(
     Of a layer's features in all members, the two that correlate most on the images become one,
     until there are as many as one member has; the merged feature is their mean, and takes the place
     of each of them in the next layer. The paper may stop at a layer and keep the heads of unlike
-    tasks behind it; here all layers are zipped, for members of the same labels. Attention heads,
-    and units that no module puts out, are averaged in their order. Batch norm should be estimated
-    again (data=, norms="auto").
+    tasks behind it; here all layers are zipped, for members of the same labels. The paper's code
+    has alpha on all that was merged; here a third member's feature joins those of two others
+    without, or three that are the same would not find each other. Attention heads, and units that
+    no module puts out, are averaged in their order. Batch norm should be estimated again (data=,
+    norms="auto"): where features that are unlike were merged, running statistics that are meaned
+    do not fit, and members whose batch norm was frozen can have no others.
 
     states: one whole state per member. weights: by key, one number ≥ 0 per member, in the means.
     graph: what may be permuted. data: batches [B, C, H, W]. report: gets `across`, the part of the
@@ -51,8 +56,8 @@ def zipit(
     OptionError. Stoica et al. 2024, arXiv:2305.03053.
 
     Options:
-        alpha: factor on the correlations of a feature that was merged, against features of ever
-            more parts, in [0, 1]; 0 merges no feature twice while there are others
+        alpha: factor on the correlations of a feature that was merged, with features that
+            would bring a member in twice, in [0, 1]; 0 merges none of these while there are others
         beta: fraction of its features that a member may merge among themselves, in [0, 1]
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
@@ -82,8 +87,14 @@ def zipit(
 def _correlations(
     states: Sequence[State], groups: Sequence[Group], module: nn.Module, data: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """For each group the correlations of all members' units, [members · units] squared, meaned
-    over the outputs in which they stand."""
+    """For each group the correlations of all members' units, [members · units] squared, over all
+    outputs in which they stand: each output is scaled to a mean variance of 1, so that it counts
+    for a unit by how much the unit moves there.
+
+    Two units that move nowhere are as near as their constants: 1 less the largest distance, in
+    these scales. Else a dead unit would be near to nothing, its own copy in another member
+    included.
+    """
     standing: dict[str, list[tuple[Group, Tensor]]] = {}
     axes = {}
     for group in groups:
@@ -98,22 +109,37 @@ def _correlations(
             sums[key] = total + wide.sum(1), square + wide.square().sum(1), count + x.shape[1]
     if not sums:
         raise DataError("there are no images to compare features on")
-    means, scales = {}, {}
+    means, scales, levels = {}, {}, {}
     for key, (total, square, count) in sums.items():
         mean = total / count  # (members, channels)
-        spread = (square / count - mean.square()).clamp(min=0).sqrt()
-        still = spread <= 1e-6 * (mean.abs() + spread.max())
-        means[key], scales[key] = mean.float(), spread.where(~still, torch.inf).reciprocal().float()
+        scale = (square / count - mean.square()).clamp(min=0).mean().sqrt()
+        largest = mean.abs().max()
+        if scale <= 1e-6 * largest or scale == 0:  # all of this output stands still
+            scale = largest.where(largest > 0, 1)
+        means[key], scales[key], levels[key] = mean.float(), scale.float(), (mean / scale).float()
     found: dict[str, Tensor] = {}
     for batch in data:
         for key, x in _outputs(module, states, batch, axes).items():
-            x = (x - means[key].to(x)[:, None]) * scales[key].to(x)[:, None]
+            x = (x - means[key].to(x)[:, None]) / scales[key].to(x)
             for group, index in standing[key]:
                 for slot in index.T:  # a unit's first place with the other's first, …
                     rows = x[:, :, slot].transpose(0, 1).flatten(1)  # (N, members · units)
-                    part = rows.T @ rows / (sums[key][2] * index.shape[1] * len(group.sites))
+                    part = rows.T @ rows / sums[key][2]
                     found[group.name] = found[group.name] + part if group.name in found else part
-    return {name: part.cpu() for name, part in found.items()}
+    return {group.name: _normed(found[group.name], torch.stack(
+        [levels[site.key][:, slot].flatten() for site in group.sites for slot in site.index.T], 1)
+    ).cpu() for group in groups}
+
+
+def _normed(covariance: Tensor, levels: Tensor) -> Tensor:
+    """Correlations of units; levels: their means, [units, outputs]."""
+    variance = covariance.diagonal()
+    still = variance <= _STILL * (1 + levels.square().amax(1))
+    scale = torch.where(still, 0, variance.clamp(min=1e-30).rsqrt())
+    near = covariance * scale[:, None] * scale
+    apart = torch.cdist(levels[still], levels[still], p=torch.inf)
+    near[still[:, None] & still] = (1 - apart).clamp(min=0).flatten().to(near)
+    return near
 
 
 def _outputs(
@@ -145,6 +171,8 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
     near = similarity.clone().fill_diagonal_(-torch.inf)
     part_of = torch.arange(features)
     owner = part_of // units
+    parts = owner[:, None] == torch.arange(members)  # of each member in a feature
+    twice = torch.zeros(features, dtype=torch.bool)
     budget = torch.full((members,), int((features - units) // members * beta + 1e-4))
     # Pairs of members that may merge no more among their own: last of all, if nothing else is left.
     shut = (owner[:, None] == owner[None]) & (budget == 0)[owner][:, None]
@@ -156,7 +184,11 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
         part_of[part_of == other] = one
         # A merged feature is as near to another as the farther one of its parts.
         joint = torch.minimum(near[one], near[other])
-        joint = joint * alpha if alpha > 0 else joint.clamp(max=_LATE)
+        twice[one] |= twice[other] | (parts[one] & parts[other]).any()
+        parts[one] |= parts[other]
+        again = twice | twice[one] | (parts & parts[one]).any(1)
+        late = joint * alpha if alpha > 0 else joint.clamp(max=_LATE)
+        joint = late.where(again, joint)
         joint[one] = -torch.inf
         near[one], near[:, one] = joint, joint
         near[other], near[:, other] = -torch.inf, -torch.inf
@@ -172,8 +204,8 @@ def _zipped(similarity: Tensor, members: int, alpha: float, beta: float) -> Tens
         row = near[one] - _LAST * shut[one]
         score[one], score[:, one] = row, row
         score[other], score[:, other] = -torch.inf, -torch.inf
-        again = ((partner == one) | (partner == other)).nonzero()[:, 0]
-        top[again], partner[again] = score[again].max(1)
+        lost = ((partner == one) | (partner == other)).nonzero()[:, 0]
+        top[lost], partner[lost] = score[lost].max(1)
         nearer = row > top
         top, partner = row.where(nearer, top), torch.where(nearer, one, partner)
         top[one], partner[one] = row.max(0)
