@@ -76,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         body = self._body()  # even of what is refused, or the next request begins inside it
         path, _, query = self.path.partition("?")
+        path = path.replace("/api/spaces/", "/api/models/spaces/", 1)
         method = self.command.replace("HEAD", "GET")
         found = next(((match, endpoint, function) for methods, pattern, endpoint, function
                       in self.routes if method in methods.split("|")

@@ -14,7 +14,7 @@ from zoo.cli import output
 from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
 from zoo.cli.caching import cache
 from zoo.cli.fusing import fuse, merge
-from zoo.cli.hub import pull, push
+from zoo.cli.hub import pull, push, space
 from zoo.errors import ZooError
 from zoo.names import suggest
 from zoo.specs import FAMILIES, KINDS, TransferSpec
@@ -234,6 +234,8 @@ app.command(epilog=output.examples(
     "zoo push fused org/model --create-pr --message 'Fuse with ties'"))(push)
 app.command(epilog=output.examples(
     "zoo pull timm/resnet18.a1_in1k", "zoo pull org/model@v1 -o model"))(pull)
+app.command(epilog=output.examples(
+    "zoo space me/fused -o app", "zoo space me/fused --beside me/a --beside me/b --push"))(space)
 
 
 @app.command(epilog=output.examples("zoo run examples/digits.yaml -o runs/demo"))

@@ -4,33 +4,66 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from zoo.errors import WeightsError
 from zoo.names import Address
+from zoo.progress import task
 from zoo.store.answers import patiently, refusal
 from zoo.store.contents import CARD, CONFIG, FETCHED, NOT_FETCHED, ORIGIN
 from zoo.store.hashes import git_oid, sha256_of
 
+# A repository's folder on this machine, and which repository and commit that is.
+Fetched: TypeAlias = tuple[Path, dict[str, str]]
+_AT_ONCE = 8  # repositories; the client fetches several files of each
 
-def hub_folder(address: Address) -> tuple[Path, dict[str, str]]:
+
+def hub_folders(addresses: Iterable[Address]) -> dict[Address, Fetched]:
+    """The folders of several repositories, fetched side by side; one that is named twice, once.
+
+    Raises WeightsError of the first that cannot be had, as `hub_folder` does.
+    """
+    wanted = list(dict.fromkeys(addresses))
+    if len(wanted) < 2:
+        return {address: hub_folder(address) for address in wanted}
+    with (ThreadPoolExecutor(_AT_ONCE, "zoo-fetch") as pool,
+          task("fetch from the Hub", len(wanted), "repositories") as advance):
+        at_work = {pool.submit(hub_folder, address, quiet=True): address for address in wanted}
+        done = {}
+        try:
+            for future in as_completed(at_work):
+                done[at_work[future]] = future.result()
+                advance()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return done
+
+
+def hub_folder(address: Address, *, quiet: bool = False) -> Fetched:
     """The folder of a repository, and which repository and commit that is.
 
     Fetched where it is not in the cache, pickles never. Every file is compared with what the Hub
     says of the commit, and the weights with what they were when the model was saved.
+    quiet: without the client's own progress bars.
     Raises WeightsError when it cannot be had, is not complete, or has changed.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Hidden(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
     failed = None
     try:
         folder = Path(patiently(lambda: snapshot_download(
             address.location, revision=address.revision, allow_patterns=list(FETCHED),
-            ignore_patterns=list(NOT_FETCHED))))
+            ignore_patterns=list(NOT_FETCHED), tqdm_class=Hidden if quiet else None)))
     except Exception as error:
         failed = _why(error)
     if failed:  # raised out here: what the client raised may hold the token
