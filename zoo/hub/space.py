@@ -24,7 +24,7 @@ FILES = ("README.md", "app.py", "requirements.txt")
 def write_space(
     repository: str, out: str | os.PathLike[str], *, beside: Sequence[str] = ()
 ) -> Path:
-    """Write the folder of a Space that shows a model of the Hub: app.py, requirements.txt, README.md.
+    """Write the folder of a Space that shows a model of the Hub: app, requirements, README.
 
     repository: the model, `org/name` or `org/name@rev`. out: the folder, replaced if it is an
     earlier Space and nothing else. beside: other models of the Hub whose answers are shown too;
