@@ -118,6 +118,9 @@ def test_it_goes_up_once(
     assert "there is a Space of this name with an app in it" in capsys.readouterr().err
     assert ran([*command, "--beside", "me/one", "--exist-ok"]) == 0
     assert len(there.commits) == 3
+    there.private = False
+    assert ran(command) == 1
+    assert "the Space is public and private=True was asked for" in capsys.readouterr().err
     assert ran([*command, "--name", "you/app"]) == 1
     assert "this login may not do that" in capsys.readouterr().err
 

@@ -74,16 +74,20 @@ def push_space(
         raise HubError(name, "refused", "a Space is pushed to main; leave the revision out")
     api = api_for(name, token, writes=True)
 
-    def look() -> dict[str, str]:
+    def look() -> tuple[dict[str, str], bool]:
         try:
+            hidden = bool(api.space_info(name).private)
             return {entry.path: getattr(entry, "blob_id", "")
-                    for entry in api.list_repo_tree(name, repo_type="space")}
+                    for entry in api.list_repo_tree(name, repo_type="space")}, hidden
         except errors.GatedRepoError:
             raise
         except errors.RepositoryNotFoundError:
-            return {}
+            return {}, True
 
-    there = asked(name, look)
+    there, hidden = asked(name, look)
+    if private and not hidden:
+        raise HubError(name, "public", "the Space is public and private=True was asked for; make "
+                       "it private on its settings page, or choose another name")
     mine = {each: git_oid((place / each).read_bytes()) for each in FILES}
     address = f"{api.endpoint}/spaces/{name}"
     if mine.items() <= there.items():
