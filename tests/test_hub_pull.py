@@ -11,13 +11,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from hub import Hub
+from hub import Fault, Hub
 from huggingface_hub import constants
 from small_models import fused, saved
 from torch import Tensor
 
 import zoo
 from zoo.errors import DiskFull, FormatError, WeightsError
+from zoo.store import fetching
 
 
 @pytest.fixture
@@ -75,6 +76,31 @@ def test_what_is_there_is_not_fetched_again(hub: Hub, folder: Path) -> None:
     zoo.load("hf-hub:org/name", device="cpu")
     zoo.pull("org/name")
     assert hub.called("blob") == fetched == 1
+
+
+def test_what_arrives_is_hashed_on_the_way(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    whole = fetching.sha256_of
+    monkeypatch.setattr(fetching, "sha256_of", lambda file: read.append(file.name) or whole(file))
+    commit = hub.store.seed("org/name", folder)
+    hub.fail(Fault("blob", "slow"))
+    assert zoo.pull("org/name").name == commit
+    assert read == []
+    other = saved(folder.parent / "other")
+    damaged = bytearray((other / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (other / "model.safetensors").write_bytes(damaged)
+    hub.store.seed("org/other", other)
+    hub.fail(Fault("blob", "slow"))
+    with pytest.raises(WeightsError, match=r"model\.safetensors has changed since the model"):
+        zoo.pull("org/other")
+    hub.fail(Fault("blob", "corrupt"))
+    other.joinpath("model.safetensors").write_bytes(damaged[:-2] + b"zz")
+    hub.store.seed("org/third", other)
+    with pytest.raises(WeightsError, match="is not what the Hub has at commit"):
+        zoo.pull("org/third")
 
 
 def test_two_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:

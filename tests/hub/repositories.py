@@ -99,7 +99,7 @@ class Repository:
 
     @property
     def namespace(self) -> str:
-        return self.id.partition("/")[0]
+        return self.id.removeprefix("spaces/").partition("/")[0]
 
     def commit_of(self, revision: str) -> Commit:
         for ref in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
@@ -150,12 +150,13 @@ class Store:
         with self.lock:
             if not caller.name:
                 raise Refused(401, "Invalid username or password.")
-            if not caller.may_write_in(name.partition("/")[0]):
+            made = Repository(name, private)
+            if not caller.may_write_in(made.namespace):
                 raise Refused(403, "You don't have the rights to create a model under the "
-                              f'namespace "{name.partition("/")[0]}"')
+                              f'namespace "{made.namespace}"')
             if name in self.repositories:
                 raise Refused(409, "You already created this model repo")
-            made = self.repositories[name] = Repository(name, private)
+            self.repositories[name] = made
             self.commit(made, "refs/heads/main", None,
                         {".gitattributes": Blob.regular(ATTRIBUTES)}, "initial commit")
             return made

@@ -55,6 +55,9 @@ def create(request: Request) -> Answer:
     told = request.json
     name = f"{told.get('organization') or request.caller.name}/{told['name']}"
     answer = {"url": f"{request.hub.url}/{name}", "id": name}
+    if told.get("type") == "space":
+        name = f"spaces/{name}"
+        answer["url"] = f"{request.hub.url}/{name}"
     try:
         request.hub.store.create(name, request.caller, told.get("visibility") == "private")
     except Refused as refused:
@@ -389,7 +392,7 @@ def part(request: Request, oid: str, number: str) -> Answer:
     return Answer(200, b"", {"ETag": f'"{oid}-{number}"'})
 
 
-_ID = r"([\w.-]+/[\w.-]+?)"
+_ID = r"((?:spaces/)?[\w.-]+/[\w.-]+?)"  # a Space's repository has `spaces/` before its name
 _MODEL = f"/api/models/{_ID}"
 _ONE = r"([^/]+)"
 Routes = list[tuple[str, str, str, Callable[..., Answer]]]

@@ -22,7 +22,7 @@ class Hub:
     """Running from the beginning until `close`, or inside `with`.
 
     url: for HF_ENDPOINT. store: what it holds. log: (endpoint, method, path, status) of each call.
-    leaks: requests that carried a token to the large files.
+    leaks: requests that carried a token to the large files. latency: seconds before each answer.
     """
 
     def __init__(self) -> None:
@@ -30,6 +30,7 @@ class Hub:
         self.faults = Faults()
         self.log: list[tuple[str, str, str, int]] = []
         self.leaks: list[str] = []
+        self.latency = 0.0
         self.key = secrets.token_hex(8)  # signs the addresses of large files
         self._servers = [self._serve(ApiHandler), self._serve(LargeHandler)]
         self.url, self.large_url = (
@@ -74,8 +75,10 @@ class Handler(BaseHTTPRequestHandler):
     routes: ClassVar[list[tuple[str, str, str, Callable[..., Answer]]]]
 
     def _dispatch(self) -> None:
+        time.sleep(self.hub.latency)
         body = self._body()  # even of what is refused, or the next request begins inside it
         path, _, query = self.path.partition("?")
+        path = path.replace("/api/spaces/", "/api/models/spaces/", 1)
         method = self.command.replace("HEAD", "GET")
         found = next(((match, endpoint, function) for methods, pattern, endpoint, function
                       in self.routes if method in methods.split("|")

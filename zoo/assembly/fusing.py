@@ -16,6 +16,7 @@ from zoo.assembly.members import (
     asked_classes,
     base_of,
     check_models,
+    fetch_members,
     is_name,
     model_of,
     short,
@@ -106,10 +107,11 @@ def fuse(
     given = [member for member in members if isinstance(member, Model)]
     where = given[0].device if given and device is None else resolve_device(device)
     with seeded(seed):
-        models = [model_of(member, pretrained, image_size) for member in members]
+        fetched = fetch_members([*members, base])
+        models = [model_of(member, pretrained, image_size, fetched) for member in members]
         if base is None and "base" in spec.uses:
             base = base_of(models)
-        started_from = None if base is None else model_of(base, pretrained, image_size)
+        started_from = None if base is None else model_of(base, pretrained, image_size, fetched)
         check_models(spec, members, models, base, started_from, has_data=data is not None)
         if spec.kind == "choice":
             best: Model = load(spec)(models, data=data, base=started_from, device=where, seed=seed,

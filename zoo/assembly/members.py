@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from zoo.options import checked
 from zoo.registry import find
 from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store import load as load_model
-from zoo.store import network
+from zoo.store import load_fetched, network
+from zoo.store.fetching import Fetched, hub_folders
 
 
 def backbone(
@@ -164,11 +165,30 @@ def _native_classes(net: nn.Module, outputs: int) -> tuple[str, ...]:
     return tuple(map(str, range(outputs)))
 
 
-def model_of(given: Model | str | Path, pretrained: bool, image_size: int | None) -> Model:
+def fetch_members(given: Iterable[Model | str | Path | None]) -> dict[Address, Fetched]:
+    """The repositories of those that are addresses on the Hub, fetched side by side.
+
+    Raises WeightsError of the first that cannot be had.
+    """
+    named = [each for each in given
+             if not isinstance(each, Model) and each is not None and not is_path(each)]
+    references = [_reference(each) for each in named]
+    return hub_folders(reference for reference in references
+                       if isinstance(reference, Address) and reference.scheme == "hf-hub")
+
+
+def model_of(
+    given: Model | str | Path, pretrained: bool, image_size: int | None,
+    fetched: Mapping[Address, Fetched],
+) -> Model:
+    """fetched: what `fetch_members` gave."""
     if isinstance(given, Model):
         return given
-    if not is_path(given) and isinstance(_reference(given), Name):
+    reference = None if is_path(given) else _reference(given)
+    if isinstance(reference, Name):
         return backbone(given, pretrained=pretrained, image_size=image_size, device="cpu")
+    if isinstance(reference, Address) and reference in fetched:
+        return load_fetched(*fetched[reference])
     return load_model(given, device="cpu")
 
 

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from zoo.assembly.given import SEPARATE
-from zoo.assembly.members import architecture, base_of, check_models, distinct, model_of, spelled
+from zoo.assembly.members import (
+    architecture,
+    base_of,
+    check_models,
+    distinct,
+    fetch_members,
+    model_of,
+    spelled,
+)
 from zoo.backbones.semantics import classifier_keys
 from zoo.errors import ZooError
 from zoo.fusion.norms import norm_keys
@@ -124,9 +132,10 @@ def plan(
     Arguments as in `zoo.fuse`. data: only whether there are some. Nothing is trained or fused; the
     members' weights are compared. Raises what `zoo.fuse` raises for members that are none.
     """
-    models = [model_of(member, pretrained, image_size) for member in members]
+    fetched = fetch_members([*members, base])
+    models = [model_of(member, pretrained, image_size, fetched) for member in members]
     names = distinct([spelled(member) for member in members])
-    started = base_of(models) if base is None else model_of(base, pretrained, image_size)
+    started = base_of(models) if base is None else model_of(base, pretrained, image_size, fetched)
     base_name = None if started is None else (
         spelled(base) if base is not None else f"{started.name} (from the members' provenance)")
     states = _comparable(models)

@@ -1,4 +1,4 @@
-"""`zoo push` and `zoo pull`."""
+"""`zoo push`, `zoo pull` and `zoo space`."""
 
 from __future__ import annotations
 
@@ -54,3 +54,27 @@ def pull(
     folder = zoo.pull(repository, out)
     name, _ = repository_of(repository)
     output.pulled(folder, origin_of(folder) or {"repository": name, "revision": folder.name}, json)
+
+
+def space(
+    repository: Annotated[str, typer.Argument(help="The model: org/name or org/name@revision.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("space"),
+    beside: Annotated[list[str] | None, typer.Option(
+        help="Another model of the Hub to show next to it, org/name; may be repeated.")] = None,
+    push_: Annotated[bool, typer.Option("--push", help="Publish it too.")] = False,
+    name: Annotated[str | None, typer.Option(
+        help="org/name of the Space; by default the model's.")] = None,
+    private: Annotated[bool | None, typer.Option(
+        "--private/--public", help="Of a new Space; by default the account's setting.")] = None,
+    exist_ok: Annotated[bool, typer.Option(
+        "--exist-ok", help="Replace the app of a Space that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a small Gradio app in which people try a model of the Hub on their pictures."""
+    from zoo.hub.repository import repository_of
+    from zoo.hub.space import push_space, write_space
+
+    folder = write_space(repository, out, beside=beside or ())
+    url = push_space(folder, name or repository_of(repository)[0], private=private,
+                     exist_ok=exist_ok) if push_ else None
+    output.space(folder, url, json)

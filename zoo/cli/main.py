@@ -14,7 +14,7 @@ from zoo.cli import output
 from zoo.cli.app import OPEN, Device, ImageSize, Json, Seed, app
 from zoo.cli.caching import cache
 from zoo.cli.fusing import fuse, merge
-from zoo.cli.hub import pull, push
+from zoo.cli.hub import pull, push, space
 from zoo.cli.trust import convert, reproduce
 from zoo.errors import ZooError
 from zoo.names import suggest
@@ -241,6 +241,8 @@ app.command(epilog=output.examples(
 app.command(epilog=output.examples(
     "zoo convert model.pth -o model.safetensors",
     "zoo convert checkpoint.pt --key model_ema -o model.safetensors"))(convert)
+app.command(epilog=output.examples(
+    "zoo space me/fused -o app", "zoo space me/fused --beside me/a --beside me/b --push"))(space)
 
 
 @app.command(epilog=output.examples("zoo run examples/digits.yaml -o runs/demo"))

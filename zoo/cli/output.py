@@ -233,6 +233,16 @@ def pulled(folder: Path, origin: Mapping[str, str], json: bool) -> None:
         say(f"{folder}: {origin['repository']} at commit {origin['revision']}")
 
 
+def space(folder: Path, url: str | None, json: bool) -> None:
+    if json:
+        _json({"folder": str(folder), "url": url})
+        return
+    print(f"{folder}: a Space; to try it here:")
+    print(f"  pip install gradio && python {shlex.quote(str(folder / 'app.py'))}")
+    if url:
+        print(f"pushed: {url}")
+
+
 def started(folder: Path, namespace: str) -> None:
     """A new plugin, and what its author does next."""
     say("\n".join((

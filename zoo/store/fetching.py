@@ -4,41 +4,79 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from zoo.downloads import guard_client
 from zoo.errors import WeightsError
 from zoo.names import Address
+from zoo.progress import task
 from zoo.store.answers import patiently, refusal
+from zoo.store.arriving import Arrived, hashed_on_arrival
 from zoo.store.contents import CARD, CONFIG, FETCHED, NOT_FETCHED, ORIGIN
 from zoo.store.hashes import git_oid, sha256_of
 
+# A repository's folder on this machine, and which repository and commit that is.
+Fetched: TypeAlias = tuple[Path, dict[str, str]]
+_AT_ONCE = 8  # repositories; the client fetches several files of each
 
-def hub_folder(address: Address) -> tuple[Path, dict[str, str]]:
+
+def hub_folders(addresses: Iterable[Address]) -> dict[Address, Fetched]:
+    """The folders of several repositories, fetched side by side; one that is named twice, once.
+
+    Raises WeightsError of the first that cannot be had, as `hub_folder` does.
+    """
+    wanted = list(dict.fromkeys(addresses))
+    if len(wanted) < 2:
+        return {address: hub_folder(address) for address in wanted}
+    with (ThreadPoolExecutor(_AT_ONCE, "zoo-fetch") as pool,
+          task("fetch from the Hub", len(wanted), "repositories") as advance):
+        at_work = {pool.submit(hub_folder, address, quiet=True): address for address in wanted}
+        done = {}
+        try:
+            for future in as_completed(at_work):
+                done[at_work[future]] = future.result()
+                advance()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return done
+
+
+def hub_folder(address: Address, *, quiet: bool = False) -> Fetched:
     """The folder of a repository, and which repository and commit that is.
 
     Fetched where it is not in the cache, pickles never. Every file is compared with what the Hub
     says of the commit, and the weights with what they were when the model was saved.
+    quiet: without the client's own progress bars.
     Raises WeightsError when it cannot be had, is not complete, or has changed.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils.tqdm import tqdm
 
+    class Hidden(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=address.location,
+                                                           repo_type="model") / "blobs"
     failed = None
     guard_client()
     try:
-        folder = Path(patiently(lambda: snapshot_download(
-            address.location, revision=address.revision, allow_patterns=list(FETCHED),
-            ignore_patterns=list(NOT_FETCHED))))
+        with hashed_on_arrival(kept) as arrived:
+            folder = Path(patiently(lambda: snapshot_download(
+                address.location, revision=address.revision, allow_patterns=list(FETCHED),
+                ignore_patterns=list(NOT_FETCHED), tqdm_class=Hidden if quiet else None)))
     except Exception as error:
         failed = _why(error)
     if failed:  # raised out here: what the client raised may hold the token
         raise WeightsError(f"{address} cannot be had: {failed}")
     _want_whole(address, folder)
-    _want_unchanged(address, folder)
+    _want_unchanged(address, folder, arrived)
     origin = {"repository": address.location, "revision": folder.name}
     licence = _licence(folder)
     return folder, origin | ({"license": licence} if licence else {})
@@ -84,7 +122,8 @@ def _want_whole(address: Address, folder: Path) -> None:
                                    "owner")
 
 
-def _want_unchanged(address: Address, folder: Path) -> None:
+def _want_unchanged(address: Address, folder: Path, arrived: Arrived) -> None:
+    known: dict[str, str] = {}  # sha256 of what was just compared, so that it is not read again
     for file in sorted(folder.iterdir()):
         if not file.is_symlink():
             continue  # a copy, where the file system has no links, and nothing says of what
@@ -94,7 +133,13 @@ def _want_unchanged(address: Address, folder: Path) -> None:
         large = re.fullmatch(r"[0-9a-f]{64}", kept.name)
         if not large and not re.fullmatch(r"[0-9a-f]{40}", kept.name):
             continue
-        if kept.name != (sha256_of(kept) if large else git_oid(kept.read_bytes())):
+        if large and arrived.sha256_of(kept) == kept.name:
+            found = kept.name
+        else:
+            found = sha256_of(kept) if large else git_oid(kept.read_bytes())
+        if large:
+            known[file.name] = found
+        if kept.name != found:
             kept.resolve().unlink(missing_ok=True)
             for link in (file, kept):
                 link.unlink(missing_ok=True)
@@ -104,10 +149,13 @@ def _want_unchanged(address: Address, folder: Path) -> None:
                 "fetch it anew")
     for name, hash_ in _recorded(folder).items():
         file = folder / name
-        if "/" not in name and file.is_file() and sha256_of(file) != hash_:
+        if "/" in name or not file.is_file():
+            continue
+        found = known.get(name) or sha256_of(file)
+        if found != hash_:
             raise WeightsError(
                 f"{address}: {name} has changed since the model was saved: config.json records "
-                f"sha256 {hash_[:12]}…, the file has {sha256_of(file)[:12]}…. Load an earlier "
+                f"sha256 {hash_[:12]}…, the file has {found[:12]}…. Load an earlier "
                 "revision, or ask the owner to save and push it again")
 
 

@@ -125,7 +125,15 @@ def load(
     what it needs is not installed, WeightsError when the Hub cannot give it.
     """
     where = resolve_device(device)
-    folder, origin = _folder(path)
+    model = load_fetched(*_folder(path))
+    return model.to(where, resolve_dtype(dtype) if dtype is not None else None)
+
+
+def load_fetched(folder: Path, origin: Mapping[str, str]) -> Model:
+    """Read a model, to the CPU, from a folder that is at hand.
+
+    origin: which repository and commit it is; {} where it is none. Raises as `load` does.
+    """
     config = read_config(folder)
     described = config.get("zoo")
     if described is not None:
@@ -141,8 +149,8 @@ def load(
     if origin:
         for member in model.each_member():
             kept = {key: value for key, value in member.source.items() if key != "sha256"}
-            member.source = kept | origin
-    return model.eval().to(where, resolve_dtype(dtype) if dtype is not None else None)
+            member.source = {**kept, **origin}
+    return model.eval()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
