@@ -112,8 +112,7 @@ def splits(count: int) -> None:
           "better / same / worse | promised on validation | CPU seconds of one choice | taken |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, rows in found.items():
-        mine, alone, promised, seconds = (
-            [row[place] for row in rows] for place in range(4))  # type: ignore[misc]
+        mine, alone, promised, seconds, _ = zip(*rows, strict=True)
         gains = [100 * (a - b) for a, b in zip(mine, alone, strict=True)]
         low, high = interval(gains)
         taken = sorted({row[4] for row in rows}, key=lambda one: -sum(r[4] == one for r in rows))

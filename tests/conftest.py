@@ -76,3 +76,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as running:
         connect(running, tmp_path / "hf", monkeypatch)
         yield running
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many passes over data networks made; the pass itself is the real one."""
+    from zoo import features
+
+    passes: list[int] = []
+    extract: Callable[..., object] = features.extract
+
+    def counted(*args: object, **options: object) -> object:
+        passes.append(1)
+        return extract(*args, **options)
+
+    monkeypatch.setattr(features, "extract", counted)
+    return passes

@@ -17,6 +17,7 @@ from zoo.features import forget
 from zoo.model import Model
 from zoo.training.cutting import Cut, find_cut
 from zoo.training.losses import criterion
+from zoo.training.settings import Settings
 from zoo.training.streams import Stream
 from zoo.transfers.finetune import finetune
 
@@ -165,7 +166,8 @@ class _Scaled(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.part(x) * self.scale  # type: ignore[no-any-return]
+        answer: Tensor = self.part(x) * self.scale
+        return answer
 
 
 def test_what_is_no_chain_or_not_all_frozen_is_noticed() -> None:
@@ -266,7 +268,7 @@ def test_as_many_views_as_epochs_are_the_augmentation_as_it_was(method: str, opt
 
 def test_views_differ_and_come_back() -> None:
     model, data = net(), images()
-    settings = zoo.training.settings.Settings(augment="basic", views=2)  # type: ignore[attr-defined]
+    settings = Settings(augment="basic", views=2)
     stream = Stream(model, data, settings, frozen=True)
     sums = []
     for epoch in range(4):

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 import zoo
+from zoo.backbones.mnist_cnn import MnistCnn
 from zoo.datasets import ImageData, load_data
 from zoo.errors import DataError, OptionError
 from zoo.model import Model
@@ -57,8 +58,10 @@ def gap(a: Model, b: Model) -> float:
         a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def conv(model: Model) -> nn.Module:
-    return next(model.each_member()).net.conv1  # type: ignore[return-value]
+def network(model: Model) -> MnistCnn:
+    found = next(model.each_member()).net
+    assert isinstance(found, MnistCnn)
+    return found
 
 
 # answers
@@ -79,9 +82,12 @@ def test_the_gradient_by_hand() -> None:
         p = 0.75 * (teachers[0] / t).softmax(1) + 0.25 * (teachers[1] / t).softmax(1)
         wanted = ((1 - alpha) * (z.softmax(1) - functional.one_hot(given.labels, 3))
                   + alpha * t * ((z / t).softmax(1) - p)) / 12
-    head = next(model.each_member()).net.fc2  # type: ignore[union-attr]
-    assert torch.allclose(head.bias.grad, wanted.sum(0), atol=1e-6)  # type: ignore[arg-type, union-attr]
-    assert torch.allclose(head.weight.grad, wanted.T @ embedding, atol=1e-6)  # type: ignore[arg-type, union-attr]
+    head = network(model).fc2
+    assert isinstance(head, nn.Linear)
+    assert head.bias.grad is not None
+    assert head.weight.grad is not None
+    assert torch.allclose(head.bias.grad, wanted.sum(0), atol=1e-6)
+    assert torch.allclose(head.weight.grad, wanted.T @ embedding, atol=1e-6)
 
 
 def test_the_gradient_does_not_fade_with_the_temperature() -> None:
@@ -118,9 +124,9 @@ def test_confidence_by_hand() -> None:
     assert torch.equal(shares.argmax(0), losses.argmin(0))
     assert torch.equal(confidence(given.taught[:1], given.labels), torch.ones(1, 12))
     mixed = soft_targets(given, 2.0, None)
-    assert torch.allclose(mixed, sum(
-        share[:, None] * (each / 2).softmax(1)
-        for share, each in zip(shares, logits, strict=True)), atol=1e-6)  # type: ignore[arg-type]
+    wanted = torch.stack([share[:, None] * (each / 2).softmax(1)
+                          for share, each in zip(shares, logits, strict=True)]).sum(0)
+    assert torch.allclose(mixed, wanted, atol=1e-6)
     assert torch.allclose(mixed.sum(1), torch.ones(12))
 
 
@@ -130,9 +136,10 @@ def test_shares_decide_who_is_heard(weights: Any) -> None:
     zoo.transfer(right, images(), epochs=8, lr=0.01, batch_size=16)
     with torch.no_grad():  # the other one is sure of the next class
         wrong.load_state_dict(right.state_dict())
-        head = next(wrong.each_member()).net.fc2  # type: ignore[union-attr]
-        head.weight.copy_(head.weight.roll(1, 0))  # type: ignore[operator, union-attr]
-        head.bias.copy_(head.bias.roll(1, 0))  # type: ignore[operator, union-attr]
+        head = network(wrong).fc2
+        assert isinstance(head, nn.Linear)
+        head.weight.copy_(head.weight.roll(1, 0))
+        head.bias.copy_(head.bias.roll(1, 0))
     assert zoo.evaluate(right, images()).accuracy > 0.9
     zoo.transfer(student, images(), "distill", teachers=[right, wrong], alpha=1.0, lr=0.01,
                  weights=weights, epochs=10, batch_size=16)
@@ -170,10 +177,11 @@ def test_a_teacher_sees_what_the_student_sees(method: str) -> None:
     teacher, student = net(1), net()
     seen: dict[str, list[Tensor]] = {"teacher": [], "student": []}
     for name, model in (("teacher", teacher), ("student", student)):
-        conv(model).register_forward_pre_hook(
+        network(model).conv1.register_forward_pre_hook(
             lambda module, inputs, name=name: seen[name].append(inputs[0].clone()))
     modes: list[bool] = []
-    conv(teacher).register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    network(teacher).conv1.register_forward_pre_hook(
+        lambda module, _: modes.append(module.training))
     teacher.train()
     zoo.transfer(student, images(), method, teachers=[teacher], epochs=2, augment="basic")
     assert modes
@@ -191,7 +199,8 @@ def test_images_are_loaded_at_the_size_of_the_largest() -> None:
     data = TensorDataset(torch.rand(12, 3, 16, 16), torch.arange(12) % 3)
     data.classes = CLASSES  # type: ignore[attr-defined]
     seen: list[Tensor] = []
-    conv(teacher).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    network(teacher).conv1.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].clone()))
     zoo.transfer(student, data, "distill", teachers=[teacher], epochs=1)
     with torch.no_grad():
         assert torch.allclose(torch.cat(seen), next(teacher.each_member()).prepare(data.tensors[0]))
@@ -344,9 +353,9 @@ def test_a_loud_teacher_drowns_nobody() -> None:
     """A thousand times the features teach the same."""
     quiet, loud, a, b = net(1), net(1), net(), net()
     with torch.no_grad():
-        layer = next(loud.each_member()).net.fc1  # type: ignore[union-attr]
-        layer.weight.mul_(1000)  # type: ignore[operator, union-attr]
-        layer.bias.mul_(1000)  # type: ignore[operator, union-attr]
+        layer = network(loud).fc1
+        layer.weight.mul_(1000)
+        layer.bias.mul_(1000)
     for student, teacher in ((a, quiet), (b, loud)):
         zoo.transfer(student, images(), "feature_distill", teachers=[teacher, net(2)], epochs=2)
     assert gap(a, net()) > 1e-3

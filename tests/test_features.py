@@ -11,7 +11,7 @@ from torch import nn
 import zoo
 from zoo import features
 from zoo.datasets import ImageData
-from zoo.features import evaluating, extract, forget, take, trunk_features
+from zoo.features import evaluating, forget, take, trunk_features
 from zoo.model import Model
 
 CLASSES = ("a", "b", "c")
@@ -22,19 +22,6 @@ def nothing_kept() -> Iterator[None]:
     forget()
     yield
     forget()
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many passes over data were made; the pass itself is the real one."""
-    passes: list[int] = []
-
-    def counted(*args: object, **options: object) -> object:
-        passes.append(1)
-        return extract(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(features, "extract", counted)
-    return passes
 
 
 def net(seed: int = 0, **options: object) -> Model:

@@ -56,19 +56,6 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget()
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many passes over data were made; the pass itself is the real one."""
-    passes: list[int] = []
-
-    def counted(*args: object, **options: object) -> object:
-        passes.append(1)
-        return extract(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(features, "extract", counted)
-    return passes
-
-
 def net(seed: int = 0, **options: object) -> Model:
     return zoo.backbone("mnist_cnn", classes=CLASSES, image_size=8, device="cpu", seed=seed,
                         **options)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def export(
     size = sum(tensor.nbytes for tensor in twin.state_dict().values())
     if chosen == "onnx" and size >= ONNX_BYTES:
         raise ExportError(f"one ONNX file holds less than {ONNX_BYTES:,} bytes and the weights are "
-                          f"{size:,}; write it as 'torch', or in bfloat16")
+                          f"{size:,}; write it as 'torch'")
     write = {"onnx": _write_onnx, "torch": _write_torch}[chosen]
     with atomic_path(out) as temporary, torch.no_grad(), _quietly(), task(
             f"export {chosen}", 2, "steps") as advance:

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import torch
 
-from zoo.assembly.choosing import Layer, Pool, choices_of
 from zoo.assembly.given import Norms, can_repair, opened
+from zoo.assembly.layers import Layer, Pool, choices_of
 from zoo.assembly.members import (
     asked_classes,
     base_of,

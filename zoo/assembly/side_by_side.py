@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.assembly.choosing import Choice, choose
+from zoo.assembly.layers import Choice, choose
 from zoo.blueprints import Fusion
 from zoo.building import build_fuser, measure_given
 from zoo.datasets import load_data

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from zoo.assembly import backbone, fuse
-from zoo.assembly.choosing import choices_of
+from zoo.assembly.layers import choices_of
 from zoo.attacks import resolve_attack
 from zoo.backbones.layers import want_layers
 from zoo.building import build_net, without_weights
