@@ -55,7 +55,7 @@ def sce(
         raise OptionError("sce", f"select_topk is {select_topk}, expected a fraction in (0, 1]")
     start = widened(wanted_base("sce", base))
     vectors = list(_selected(tensors, start, select_topk, measured))
-    squares = measured[-1] if measured else _squares(vectors)
+    squares = measured[-1] if measured else _squares(vector.clone() for vector in vectors)
     assert isinstance(squares, Tensor)
     size = start.numel() if shape is None else math.prod(shape)
     shares = [share * factor for share, factor
@@ -109,8 +109,11 @@ def _variance(tensors: Sequence[Tensor]) -> Tensor:
     make less exact.
     """
     first = widened(tensors[0])
-    squares, total = torch.zeros_like(first), torch.zeros_like(first)
-    for tensor in tensors[1:]:
+    if len(tensors) == 1:
+        return torch.zeros_like(first).float()
+    total = widened(tensors[1]) - first
+    squares = total.square()
+    for tensor in tensors[2:]:
         off = widened(tensor) - first
         squares.addcmul_(off, off)
         total.add_(off)
@@ -133,8 +136,8 @@ def _selecting(measured: Sequence[Seen | Tensor]) -> list[Seen]:
 
 
 def _squares(vectors: Iterable[Tensor]) -> Tensor:
-    """‖τ̂ᵢ‖², float64 [M]."""
-    return torch.stack([vector.square().sum().double() for vector in vectors])
+    """‖τ̂ᵢ‖², float64 [M]. vectors: are changed."""
+    return torch.stack([vector.square_().sum().double() for vector in vectors])
 
 
 def _shares(squares: Tensor, convention: Convention) -> list[float]:
