@@ -49,6 +49,9 @@ def fuse(
     epochs: Annotated[int, typer.Option(help="Of training a fusion of features.")] = 10,
     dtype: Annotated[
         str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
+    link_members: Annotated[bool, typer.Option(
+        "--link-members", help="Save where weights of unchanged members of the Hub are, and no "
+                               "copy.")] = False,
     device: Device = "auto",
     seed: Seed = 0,
     json: Json = False,
@@ -81,7 +84,7 @@ def fuse(
         image_size=image_size, device=device, dtype=dtype, seed=seed, **options)
     if features and data:
         zoo.transfer(model, data, "linear_probe", epochs=epochs, seed=seed)
-    zoo.save(model, out)
+    zoo.save(model, out, link_members=link_members)
     if spec.kind == "choice" and "auto" in model.recipe:
         output.ranking(model.recipe["auto"], json)
     if not json or spec.kind != "choice":

@@ -29,6 +29,9 @@ def push(
     license_: Annotated[str | None, typer.Option(
         "--license", help="Where the members' licences do not say it: mit, cc-by-nc-4.0, …")]
     = None,
+    link_members: Annotated[bool, typer.Option(
+        "--link-members", help="Leave weights of members that came from the Hub where they are.")]
+    = False,
     json: Json = False,
 ) -> None:
     """Publish a saved model on the Hub in one commit. The login is that of `hf auth login`, or
@@ -37,7 +40,8 @@ def push(
 
     output.pushed(zoo.push(
         folder, repository, private=private, revision=revision, create_pr=create_pr,
-        exist_ok=exist_ok, dry_run=dry_run, message=message, license=license_), json)
+        exist_ok=exist_ok, dry_run=dry_run, message=message, license=license_,
+        link_members=link_members), json)
 
 
 def pull(

@@ -222,6 +222,9 @@ def pushed(done: Pushed, json: bool) -> None:
         say(f"would push {done.uploaded:,} bytes to {done.repository}@{done.revision}{there}")
     else:
         say(f"{done.uploaded:,} bytes pushed: {done}")
+    if done.linked:
+        say(f"not pushed: {done.left_out:,} bytes of members that stay in "
+            + ", ".join(done.linked))
     if done.pull_request:
         say(f"pull request: {done.pull_request}")
 

@@ -66,6 +66,9 @@ def _about(folder: Path, config: dict[str, Any]) -> list[str]:
     lines.append(f"  classes: {len(classes) or config.get('num_classes', '?')}{few}")
     lines += [f"  member: {member['name']}, {member['dim']} features, batch norm {member['norms']}"
               for member in members]
+    lines += [f"  linked: {link['member']} is not in this folder; its {link['bytes']:,} bytes are "
+              f"in hf-hub:{link['repository']}@{link['revision']}"
+              for link in ours.get("links", {}).values()]
     if ours.get("requires"):
         lines += [f"  requires: {line}" for line in _required(folder / "config.json", ours)]
     for source in made.get("sources", []):

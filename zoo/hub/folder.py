@@ -13,11 +13,12 @@ from typing import Any
 from zoo.atomic import current_folder, leads_outside
 from zoo.errors import HubError, ZooError
 from zoo.model import Model
-from zoo.store import read_config, save
+from zoo.store import load, read_config, save
 from zoo.store.card import published
-from zoo.store.contents import CARD, is_ignored, is_published
+from zoo.store.contents import CARD, CONFIG, is_ignored, is_published
 from zoo.store.hashes import git_oid, sha256_of
 from zoo.store.licences import terms
+from zoo.store.links import Link, read_links
 from zoo.tensors import open_tensors
 from zoo.tensors.reading import PICKLES
 
@@ -39,16 +40,38 @@ class Upload:
 
 
 @contextmanager
-def folder_of(model: Model | str | Path) -> Iterator[Path]:
-    """The folder that is given, or one for as long as the block lasts with the model saved."""
-    if isinstance(model, Model):
-        with TemporaryDirectory(prefix="zoo-push-") as place:
-            yield save(model, Path(place) / "model")
-    elif isinstance(model, (str, Path)):
-        yield current_folder(Path(model).expanduser())
-    else:
+def folder_of(
+    model: Model | str | Path, repository: str, link_members: bool
+) -> Iterator[Path]:
+    """The folder that is given, or one for as long as the block lasts with the model saved.
+
+    Raises HubError for a folder that is to be saved anew and has a card that would be lost.
+    """
+    if not isinstance(model, (Model, str, Path)):
         raise ZooError(f"push takes a zoo.Model or the folder of one, and a "
                        f"{type(model).__name__} is neither")
+    folder = None if isinstance(model, Model) else current_folder(Path(model).expanduser())
+    if folder is not None and (not link_members or links_in(folder)):
+        yield folder
+        return
+    if folder is not None:
+        _want_plain_card(folder, repository)
+    with TemporaryDirectory(prefix="zoo-push-") as place:
+        whole = model if isinstance(model, Model) else load(str(folder), device="cpu")
+        yield save(whole, Path(place) / "model", link_members=link_members)
+
+
+def links_in(folder: Path) -> list[Link]:
+    """The members that a folder links to. Raises FormatError for what is no pointer."""
+    return list(read_links(folder / CONFIG, read_config(folder).get("zoo")).values())
+
+
+def _want_plain_card(folder: Path, repository: str) -> None:
+    card = folder / CARD
+    if card.is_file() and "\n## Measured\n" in card.read_text("utf-8"):
+        raise HubError(repository, "files", f"the card of {folder} has figures, which would be "
+                       "lost; save the model with them and its members linked: zoo.save(model, "
+                       "out, evaluations=…, link_members=True), then push that folder")
 
 
 def uploads(folder: Path, repository: str, licence: str | None) -> list[Upload]:
@@ -60,6 +83,7 @@ def uploads(folder: Path, repository: str, licence: str | None) -> list[Upload]:
     config = read_config(folder)
     _want_only_a_model(folder, repository)
     open_tensors(folder)  # the headers, so that nothing damaged goes up
+    links_in(folder)
     card = folder / CARD
     if not card.is_file():
         raise HubError(repository, "files", f"{folder} has no {CARD}, the page that people see; "

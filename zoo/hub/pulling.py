@@ -12,9 +12,10 @@ from zoo.errors import DiskFull
 from zoo.hub.repository import repository_of
 from zoo.names import Address
 from zoo.store import read_config
-from zoo.store.contents import ORIGIN, is_published
+from zoo.store.contents import CONFIG, ORIGIN, is_published
 from zoo.store.fetching import hub_folder
 from zoo.store.folders import is_only_a_model
+from zoo.store.links import fetch_links, read_links
 from zoo.tensors import open_tensors
 
 
@@ -29,8 +30,9 @@ def pull(repository: str, out: str | os.PathLike[str] | None = None) -> Path:
     """
     name, revision = repository_of(repository)
     cached, origin = hub_folder(Address("hf-hub", name, revision))
-    read_config(cached)
+    config = read_config(cached)
     open_tensors(cached)
+    fetch_links(f"{name}@{origin['revision']}", read_links(cached / CONFIG, config.get("zoo")))
     if out is None:
         return cached
     folder = Path(out).expanduser()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import HubError, OptionError
-from zoo.hub.folder import Upload, folder_of, uploads
+from zoo.hub.folder import Upload, folder_of, links_in, uploads
 from zoo.hub.repository import Standing, api_for, asked, repository_of, standing
 from zoo.model import Model
 from zoo.store.answers import ATTEMPTS, refusal, status_of, url_of
@@ -36,7 +36,8 @@ class Pushed:
     """What was pushed or, of a dry run, would be; as text, the address of the commit.
 
     url, commit: of the commit that has the model; None where a dry run found none.
-    pull_request: its address, where one was opened.
+    pull_request: its address, where one was opened. linked: the addresses of members that stay in
+    repositories of their own; left_out: bytes of theirs that did not have to go up.
     """
 
     repository: str
@@ -46,6 +47,8 @@ class Pushed:
     commit: str | None = None
     pull_request: str | None = None
     dry_run: bool = False
+    linked: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __str__(self) -> str:
         return self.url or f"{self.repository}@{self.revision}, not pushed yet"
@@ -71,6 +74,7 @@ def push(
     message: str | None = None,
     token: str | None = None,
     license: str | None = None,
+    link_members: bool = False,
 ) -> Pushed:
     """Publish a model as a Hub repository: weights, config, card and its pictures in one commit.
 
@@ -83,6 +87,8 @@ def push(
     repository may hold another model, which this one replaces. dry_run: only say what would go
     up. message: of the commit. token: by default that of `hf auth login` or HF_TOKEN.
     license: of the model, where those of its members do not say it (see docs/hub.md).
+    link_members: leave the weights of members that came from the Hub where they are, as `zoo.save`
+        does; a folder that is linked already is pushed so without it.
 
     Raises HubError with what to do, FormatError for a folder that is no model.
     """
@@ -92,7 +98,7 @@ def push(
     revision = revision or given
     if create_pr and revision not in (None, "main"):
         raise OptionError("push", "a pull request goes against main; leave the revision out")
-    with folder_of(model) as folder:
+    with folder_of(model, name, link_members) as folder:
         api = api_for(name, token, writes=not dry_run)
         files = uploads(folder, name, license)
         there = standing(api, name, revision)
@@ -101,8 +107,10 @@ def push(
                            "for; make it private on its settings page, or choose another name")
         planned = _compared(files, there)
         same = there.commit is not None and all(file.state == "there" for file in planned)
+        links = links_in(folder)
         answer = Pushed(repository=name, revision=revision or "main", files=planned,
-                        dry_run=dry_run)
+                        dry_run=dry_run, left_out=sum(link.size for link in links),
+                        linked=tuple(dict.fromkeys(str(link.address) for link in links)))
         if same:
             return replace(answer, commit=there.commit, url=_url(api, name, str(there.commit)))
         may_replace = exist_ok or create_pr or answer.revision.startswith("refs/pr/")

@@ -49,7 +49,11 @@ def source(given: str | os.PathLike[str], place: Path, origin: Mapping[str, str]
     """What the result says of an input. A path on this machine says nothing to others: its last
     part does."""
     told: dict[str, Any] = {"name": origin.get("repository") or Path(given).name, **origin}
-    made = config_of(place).get("zoo", {}).get("made_with", {})
+    ours = config_of(place).get("zoo", {})
+    if ours.get("links"):
+        raise FormatError(place, "has only a part of its weights, its members link to others; "
+                          "zoo.save(zoo.load(…), out) writes a folder with all of them")
+    made = ours.get("made_with", {})
     if "sources" in made:  # it is a fusion itself
         told["made_with"] = {name: made[name] for name in _OF_A_FUSION if name in made}
     if hashes:

@@ -229,6 +229,7 @@ class Recipe(_Strict):
     everything: Everything = Everything()
     evaluate: Evaluate = Evaluate()
     save: Annotated[str, AfterValidator(_folder_inside)] = "fused"
+    link_members: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     _document: Document = PrivateAttr(Document("recipe", {}))

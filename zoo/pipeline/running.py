@@ -86,7 +86,8 @@ def run(
                     f"images right, after {time.perf_counter() - start:.0f} s")
                 advance()
             fused = done["fused"].model
-            saved = save(fused, folder / plan.save, evaluations=measured)
+            saved = save(fused, folder / plan.save, evaluations=measured,
+                         link_members=plan.link_members)
             report = report_of(plan, done, measured, data.sizes, time.perf_counter() - start)
             write_report(folder, report, {name: (saved / name).read_bytes() for name in CAPTIONS
                                           if (saved / name).is_file()})

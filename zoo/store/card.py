@@ -47,7 +47,7 @@ def model_card(
     rows = list(measured.by_name.values())
     licence, problem = terms(made)
     text = _page().render(
-        front=Markup(yaml.safe_dump(public(_front(model, made, measured, licence, plain)),
+        front=Markup(yaml.safe_dump(public(_front(model, described, measured, licence, plain)),
                                     sort_keys=False, allow_unicode=True).strip()),
         name=model.name, classes=model.classes, members=list(model.each_member()),
         strategy=str(model.fusion) if model.fusion else None, sources=len(made["sources"]),
@@ -60,7 +60,8 @@ def model_card(
         attacks={name: json.dumps(told["options"]) for name, told in
                  (rows[0]["attacks"] if rows else {}).items()},
         pictures={name: CAPTIONS[name] for name in CAPTIONS if name in pictures},
-        plain=plain, limits=_limits(model, made, measured),
+        plain=plain, links=list(described.get("links", {}).values()),
+        limits=_limits(model, made, measured),
         licences=list(dict.fromkeys(pretrained([made["sources"], made.get("base")]))),
         terms=_terms(licence, problem), provenance=list(_provenance(made)),
         made=Markup(json.dumps(public(made), indent=2)),
@@ -119,14 +120,16 @@ def _line(value: Any) -> str:
 
 
 def _front(
-    model: Model, made: Mapping[str, Any], measured: Measured, licence: str | None, plain: bool
+    model: Model, described: Mapping[str, Any], measured: Measured, licence: str | None,
+    plain: bool
 ) -> dict[str, Any]:
     """What the Hub reads of the card."""
     from huggingface_hub import ModelCardData
 
     sets = {each["data"] for each in measured.by_name.values()}
     known: dict[str, Any] = {}
-    repositories = {source["repository"] for source in _leaves(made)
+    repositories = {source["repository"] for source in
+                    [*_leaves(described["made_with"]), *described.get("links", {}).values()]
                     if _REPOSITORY.fullmatch(str(source.get("repository")))}
     if repositories:
         known["base_model"] = sorted(repositories)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 
@@ -22,6 +23,7 @@ from zoo.store.hashes import git_oid, sha256_of
 
 # A repository's folder on this machine, and which repository and commit that is.
 Fetched: TypeAlias = tuple[Path, dict[str, str]]
+T = TypeVar("T")
 _AT_ONCE = 8  # repositories; the client fetches several files of each
 
 
@@ -30,12 +32,17 @@ def hub_folders(addresses: Iterable[Address]) -> dict[Address, Fetched]:
 
     Raises WeightsError of the first that cannot be had, as `hub_folder` does.
     """
-    wanted = list(dict.fromkeys(addresses))
-    if len(wanted) < 2:
-        return {address: hub_folder(address) for address in wanted}
+    return side_by_side({address: partial(hub_folder, address)
+                         for address in dict.fromkeys(addresses)})
+
+
+def side_by_side(calls: Mapping[Address, Callable[..., T]]) -> dict[Address, T]:
+    """What each of these calls gives that fetch a repository; several at a time, with `quiet`."""
+    if len(calls) < 2:
+        return {address: call() for address, call in calls.items()}
     with (ThreadPoolExecutor(_AT_ONCE, "zoo-fetch") as pool,
-          task("fetch from the Hub", len(wanted), "repositories") as advance):
-        at_work = {pool.submit(hub_folder, address, quiet=True): address for address in wanted}
+          task("fetch from the Hub", len(calls), "repositories") as advance):
+        at_work = {pool.submit(call, quiet=True): address for address, call in calls.items()}
         done = {}
         try:
             for future in as_completed(at_work):
@@ -46,12 +53,15 @@ def hub_folders(addresses: Iterable[Address]) -> dict[Address, Fetched]:
     return done
 
 
-def hub_folder(address: Address, *, quiet: bool = False) -> Fetched:
+def hub_folder(
+    address: Address, *, quiet: bool = False, only: Mapping[str, str] | None = None
+) -> Fetched:
     """The folder of a repository, and which repository and commit that is.
 
     Fetched where it is not in the cache, pickles never. Every file is compared with what the Hub
     says of the commit, and the weights with what they were when the model was saved.
-    quiet: without the client's own progress bars.
+    quiet: without the client's own progress bars. only: fetch no other files than these; of each
+    the sha256 that it must have, `""` where it may be missing and have any.
     Raises WeightsError when it cannot be had, is not complete, or has changed.
     """
     from huggingface_hub import constants, snapshot_download
@@ -69,14 +79,26 @@ def hub_folder(address: Address, *, quiet: bool = False) -> Fetched:
     try:
         with hashed_on_arrival(kept) as arrived:
             folder = Path(patiently(lambda: snapshot_download(
-                address.location, revision=address.revision, allow_patterns=list(FETCHED),
+                address.location, revision=address.revision, allow_patterns=list(only or FETCHED),
                 ignore_patterns=list(NOT_FETCHED), tqdm_class=Hidden if quiet else None)))
     except Exception as error:
         failed = _why(error)
     if failed:  # raised out here: what the client raised may hold the token
         raise WeightsError(f"{address} cannot be had: {failed}")
+    for name, hash_ in (only or {}).items():
+        if hash_ and not (folder / name).is_file():
+            raise WeightsError(f"{address} has no {name} any more; ask its owner")
+    if not folder.is_dir():
+        raise WeightsError(f"{address} has none of {', '.join(only or FETCHED)}")
     _want_whole(address, folder)
-    _want_unchanged(address, folder, arrived)
+    known = _want_unchanged(address, folder, arrived)
+    for name, hash_ in (only or {}).items():
+        found = known.get(name) or (sha256_of(folder / name) if hash_ else "")
+        if hash_ and found != hash_:
+            raise WeightsError(
+                f"{name} in {address} is not what it was when the model was saved: expected "
+                f"sha256 {hash_[:12]}…, found {found[:12]}…. Ask the owner of either to save and "
+                "push it again")
     origin = {"repository": address.location, "revision": folder.name}
     licence = _licence(folder)
     return folder, origin | ({"license": licence} if licence else {})
@@ -122,7 +144,8 @@ def _want_whole(address: Address, folder: Path) -> None:
                                    "owner")
 
 
-def _want_unchanged(address: Address, folder: Path, arrived: Arrived) -> None:
+def _want_unchanged(address: Address, folder: Path, arrived: Arrived) -> Mapping[str, str]:
+    """The sha256 of what it has looked at, by file name."""
     known: dict[str, str] = {}  # sha256 of what was just compared, so that it is not read again
     for file in sorted(folder.iterdir()):
         if not file.is_symlink():
@@ -157,6 +180,7 @@ def _want_unchanged(address: Address, folder: Path, arrived: Arrived) -> None:
                 f"{address}: {name} has changed since the model was saved: config.json records "
                 f"sha256 {hash_[:12]}…, the file has {found[:12]}…. Load an earlier "
                 "revision, or ask the owner to save and push it again")
+    return known
 
 
 def _recorded(folder: Path) -> Mapping[str, str]:

@@ -35,6 +35,7 @@ from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store.card import model_card
 from zoo.store.contents import CARD, CONFIG, WEIGHTS, is_ignored, is_published
 from zoo.store.fetching import hub_folder, origin_of
+from zoo.store.links import fetch_links, linked_tensors, links_of, read_links
 from zoo.store.measured import Measured
 from zoo.store.private import public
 from zoo.store.rebuilding import rebuild
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 # "gives": a member gives its fusion tokens or maps, where it would otherwise give pooled features.
 # "layers": it gives those of chosen layers, or pooled in a chosen way.
-UNDERSTOOD: frozenset[str] = frozenset({"gives", "layers"})
+# "links": the weights of members lie in other repositories.
+UNDERSTOOD: frozenset[str] = frozenset({"gives", "layers", "links"})
 # What `made_with` says of the saving; the rest is the model's recipe.
 _SAVING = ("norms", "licences", "versions", "sha256")
 _FEW = 64  # members that are built without looking at the weights first
@@ -57,7 +59,7 @@ _FEW = 64  # members that are built without looking at the weights first
 
 def save(
     model: Model, out: str | os.PathLike[str], *, max_shard_bytes: int | None = None,
-    evaluations: Mapping[str, Evaluation] | None = None,
+    evaluations: Mapping[str, Evaluation] | None = None, link_members: bool = False,
 ) -> Path:
     """Write a model as a folder, all at once: after a kill there is the old folder or the new one.
 
@@ -66,6 +68,9 @@ def save(
         never split).
     evaluations: what `zoo.evaluate` said of this model, under "fused" or "model", and of others on
         the same images, under any name: a table and pictures of the model card.
+    link_members: of members of a fusion of features or outputs that came from the Hub and have the
+        very same weights, write where these are, at which commit and with which sha256, and no
+        copy; warns of those that are carried all the same, and why. `load` fetches them.
     Gives the folder. Raises FormatError when it may not be replaced, OptionError for evaluations
     that are not this model's or not of the same images.
     """
@@ -75,15 +80,20 @@ def save(
     folder = Path(out).expanduser()
     measured = Measured.of(model, evaluations or {})
     timm = _plain_config(model)
+    links = links_of(model) if link_members else {}
     described = {
         "format": FORMAT,
         "requires": [] if timm else _requirements(model),
         "must_understand": [
-            *(["gives"] if model.unpooled else []), *(["layers"] if _chooses(model) else [])],
+            *(["gives"] if model.unpooled else []), *(["layers"] if _chooses(model) else []),
+            *(["links"] if links else [])],
         "model": model.describe(),
+        **({"links": {path: link.as_dict() for path, link in links.items()}} if links else {}),
     }
+    carried = {key: tensor for key, tensor in network(model).state_dict().items()
+               if not any(key.startswith(f"{path}.") for path in links)}
     with atomic_folder(folder, is_only_a_model) as fresh:
-        hashes = save_tensors(network(model).state_dict(), fresh / WEIGHTS,
+        hashes = save_tensors(carried, fresh / WEIGHTS,
                               max_shard_bytes=None if timm else max_shard_bytes)
         described["made_with"] = {**_made_with(model), "sha256": hashes}
         config = {**(timm or {}), "zoo": described}
@@ -138,16 +148,23 @@ def load_fetched(folder: Path, origin: Mapping[str, str]) -> Model:
     described = config.get("zoo")
     if described is not None:
         _check(folder / CONFIG, described)
-        _want_few_members(folder, described)
+    links = read_links(folder / CONFIG, described)
+    if described is not None:
+        _want_few_members(folder, described, len(links))
+    linked = fetch_links(origin.get("repository", folder), links)
     with torch.random.fork_rng(devices=[]):
-        model = rebuild(folder / CONFIG, config)
-    _assign(folder, model)
+        model = rebuild(folder / CONFIG, config, sum(
+            file.stat().st_size for files in linked.values() for file in files))
+    _assign(folder, model, linked_tensors(links, linked, network(model).state_dict()))
     if described is None or "model" not in described:
         measure_features(next(model.each_member()))
     if described is not None:
         model.recipe = _recipe(described.get("made_with", {}))
-    if origin:
-        for member in model.each_member():
+    for number, member in enumerate(model.each_member()):
+        link = links.get(f"members.{number}.net")
+        if link is not None:
+            member.source |= link.origin
+        elif origin and not any(path.startswith(f"members.{number}.") for path in links):
             kept = {key: value for key, value in member.source.items() if key != "sha256"}
             member.source = {**kept, **origin}
     return model.eval()
@@ -309,21 +326,24 @@ def _check(file: Path, described: Any) -> None:
             raise lacking
 
 
-def _want_few_members(folder: Path, described: Mapping[str, Any]) -> None:
-    """Each member is built, and each has a tensor at least. Raises FormatError."""
+def _want_few_members(folder: Path, described: Mapping[str, Any], linked: int) -> None:
+    """Each member is built, and each has a tensor at least, or is linked. Raises FormatError."""
     model = described.get("model")
     members = model.get("members") if isinstance(model, dict) else None
-    if isinstance(members, list) and len(members) > _FEW and len(members) > len(
+    if isinstance(members, list) and len(members) > _FEW and len(members) > linked + len(
             open_tensors(folder)):
         raise FormatError(folder, f"does not fit its config: it names {len(members):,} members, "
                           "and has fewer tensors")
 
 
-def _assign(folder: Path, model: Model) -> None:
+def _assign(folder: Path, model: Model, linked: Mapping[str, Tensor]) -> None:
     """Put the stored tensors in, without a copy. Raises FormatError when they do not fit."""
     net = network(model)
     stored = load_tensors(folder)
     wanted = net.state_dict()
+    for key in sorted(stored.keys() & linked.keys()):
+        raise FormatError(folder, f"has tensor {key!r}, and links its member elsewhere")
+    stored |= linked
     for key in sorted(wanted.keys() ^ stored.keys()):
         where = "is missing" if key in wanted else "belongs to no part of the model"
         raise FormatError(folder, f"does not fit its config: tensor {key!r} {where}")

@@ -27,9 +27,11 @@ _USUAL = {"img_size": 512, "image_size": 512, "input_size": 512, "size": 512, "w
 _FREE_BYTES = 64_000_000
 
 
-def rebuild(file: Path, config: Mapping[str, Any]) -> Model:
+def rebuild(file: Path, config: Mapping[str, Any], elsewhere: int = 0) -> Model:
     """The model that a `config.json` describes, ours or plain timm's. Of a plain timm network the
     features are still to be measured.
+
+    elsewhere: bytes of weights that lie in other folders.
 
     Raises FormatError for what is damaged, and what PluginError a plugin of its raises.
     """
@@ -38,7 +40,7 @@ def rebuild(file: Path, config: Mapping[str, Any]) -> Model:
         if "zoo" not in config or ("architecture" in config and "model" not in config["zoo"]):
             return _plain_timm(file, config)
         plain = config if "architecture" in config else None
-        return _model(file, config["zoo"]["model"], plain)
+        return _model(file, config["zoo"]["model"], plain, elsewhere)
     except (OptionError, UnknownName) as error:
         raise FormatError(file, f"describes what cannot be built here: {error}") from error
     except ZooError:
@@ -48,10 +50,12 @@ def rebuild(file: Path, config: Mapping[str, Any]) -> Model:
                           f"{error})") from error
 
 
-def _model(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None) -> Model:
+def _model(
+    file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None, elsewhere: int
+) -> Model:
     given = described["fusion"]
     fusion = Fusion(**given) if given else None
-    members = [_member(file, each, plain) for each in described["members"]]
+    members = [_member(file, each, plain, elsewhere) for each in described["members"]]
     classes = _class_names(file, described["classes"])
 
     def joined() -> Model:
@@ -64,7 +68,9 @@ def _model(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | 
     return cast(Model, without_weights(joined))
 
 
-def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None) -> Member:
+def _member(
+    file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] | None, elsewhere: int
+) -> Member:
     common = {name: described[name] for name in ("name", "dim", "splits", "norms", "source")}
     common["classes"] = _class_names(file, described["classes"])
     common["gives"] = described.get("gives", "vectors")
@@ -76,7 +82,7 @@ def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] |
         raise FormatError(file, f"is damaged: {common['name']} pools by {common['pool']!r}, "
                           f"expected {' or '.join(POOLS)}")
     if "model" in described:
-        return Inner(_model(file, described["model"], None), **common)
+        return Inner(_model(file, described["model"], None, elsewhere), **common)
     blueprint = Blueprint(**described["build"])
     preprocessing = Preprocessing(**described["preprocessing"])
     want_sane(file, {"img_size": preprocessing.size, **described["build"]})
@@ -84,12 +90,14 @@ def _member(file: Path, described: Mapping[str, Any], plain: Mapping[str, Any] |
         raise FormatError(file, f"is damaged: {common['name']} has {blueprint.num_classes} outputs "
                           f"and {len(common['classes'])} class names")
     net = _built(file, (lambda: from_config(plain, file)) if plain else
-                 (lambda: _network(file, blueprint)), [described, plain])
+                 (lambda: _network(file, blueprint)), [described, plain], elsewhere)
     want_layers(net, common["name"], common["layers"])
     return Member(net, blueprint=blueprint, preprocessing=preprocessing, **common)
 
 
-def _built(file: Path, build: Callable[[], nn.Module], told: Any) -> nn.Module:
+def _built(
+    file: Path, build: Callable[[], nn.Module], told: Any, elsewhere: int = 0
+) -> nn.Module:
     """The network, without weights. What it computes from a size that the file sets, tables of
     positions and masks, is real memory: it is counted first, and the weights must be worth it.
 
@@ -103,7 +111,7 @@ def _built(file: Path, build: Callable[[], nn.Module], told: Any) -> nn.Module:
             raise FormatError(file, "asks for a size whose memory cannot be told beforehand for "
                               f"this architecture ({type(error).__name__})") from None
         needed = sum(buffer.nbytes for buffer in net.buffers())
-        stored = sum(each.stat().st_size for each in file.parent.glob("*.safetensors"))
+        stored = elsewhere + sum(each.stat().st_size for each in file.parent.glob("*.safetensors"))
         if needed > _FREE_BYTES + 8 * stored:
             raise FormatError(file, f"asks for a size whose tables take {needed:,} bytes, and its "
                               f"weights have {stored:,}; that is no network that anybody trained")

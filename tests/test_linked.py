@@ -1,0 +1,278 @@
+"""Members that stay in repositories of their own, and models that only point to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub import Hub
+from huggingface_hub import ModelCard, constants
+from torch import Tensor
+
+import zoo
+from zoo.cli import main
+from zoo.datasets import load_data
+from zoo.errors import FormatError, HubError, WeightsError
+from zoo.tensors import load_tensors, save_tensors
+
+NAMES = ("a", "b")
+
+
+def net(seed: int) -> zoo.Model:
+    return zoo.backbone("test_vit", num_classes=3, image_size=32, seed=seed, device="cpu")
+
+
+def images() -> Tensor:
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def answer(model: zoo.Model) -> Tensor:
+    with torch.no_grad():
+        return model(images())
+
+
+@pytest.fixture
+def commits(hub: Hub, tmp_path: Path) -> list[str]:
+    """Two networks on the Hub, org/a and org/b."""
+    return [hub.store.seed(f"org/{name}", zoo.save(net(seed), tmp_path / name))
+            for seed, name in enumerate(NAMES)]
+
+
+def fuse(strategy: str = "mean", names: tuple[str, ...] = NAMES) -> zoo.Model:
+    return zoo.fuse([f"hf-hub:org/{name}" for name in names], strategy, device="cpu")
+
+
+@pytest.fixture
+def linked(commits: list[str], tmp_path: Path) -> Path:
+    return zoo.save(fuse(), tmp_path / "linked", link_members=True)
+
+
+def config_of(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())["zoo"]
+
+
+def changed(folder: Path, change: Callable[[Any], object]) -> Path:
+    told = json.loads((folder / "config.json").read_text())
+    change(told["zoo"])
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+def forget(tmp_path: Path) -> None:
+    """An empty cache."""
+    shutil.rmtree(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("strategy", ["mean", "concat"])
+def test_a_small_folder_answers_as_the_large_one(
+    hub: Hub, commits: list[str], tmp_path: Path, strategy: str
+) -> None:
+    model = fuse(strategy)
+    whole = zoo.save(model, tmp_path / "whole")
+    small = zoo.save(model, tmp_path / "small", link_members=True)
+    config = config_of(small)
+    assert "links" not in config_of(whole)
+    assert config["must_understand"] == ["links"]
+    assert {path: (link["repository"], link["revision"]) for path, link in
+            config["links"].items()} == {
+        f"members.{number}.net": (f"org/{name}", commits[number])
+        for number, name in enumerate(NAMES)}
+    assert (small / "model.safetensors").stat().st_size * 50 < (
+        whole / "model.safetensors").stat().st_size
+    forget(tmp_path)
+    before = hub.called("blob")
+    again = zoo.load(small, device="cpu")
+    assert hub.called("blob") - before == 2
+    assert torch.equal(answer(again), answer(zoo.load(whole, device="cpu")))
+    assert [member.source["revision"] for member in again.each_member()] == commits
+    assert config_of(zoo.save(again, tmp_path / "again", link_members=True)) == config
+    assert set(load_tensors(zoo.save(again, tmp_path / "carried"))) == set(load_tensors(whole))
+
+
+def test_a_repository_that_two_members_point_to_is_fetched_once(
+    hub: Hub, commits: list[str], tmp_path: Path
+) -> None:
+    out = zoo.save(fuse(names=("a", "a")), tmp_path / "twice", link_members=True)
+    forget(tmp_path)
+    before = hub.called("blob"), hub.called("resolve")
+    model = zoo.load(out, device="cpu")
+    assert (hub.called("blob"), hub.called("resolve")) == (before[0] + 1, before[1] + 1)
+    one, other = (next(member.parameters()) for member in model.each_member())
+    with torch.no_grad():
+        one.zero_()
+    assert other.any()  # they are two networks
+
+
+def test_pull_brings_the_members_for_later_without_a_network(
+    hub: Hub, linked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answer(zoo.load(linked, device="cpu"))
+    commit = hub.store.seed("me/fused", linked)
+    forget(tmp_path)
+    out = zoo.pull("me/fused", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for place in (out, "hf-hub:me/fused"):
+            model = zoo.load(place, device="cpu")
+            assert torch.equal(answer(model), expected)
+            assert [member.source["repository"] for member in model.each_member()] == [
+                "org/a", "org/b"]
+        forget(tmp_path)
+        with pytest.raises(WeightsError) as caught:
+            zoo.load(out, device="cpu")
+    assert "of me/fused lies in another repository: hf-hub:org/" in str(caught.value)
+    assert str(caught.value).endswith(
+        "the Hub cannot be reached and it is not in the cache; load it once while online")
+    assert commit
+
+
+def test_a_file_that_changed_under_its_commit(
+    hub: Hub, linked: Path, commits: list[str], tmp_path: Path
+) -> None:
+    forget(tmp_path)
+    other = zoo.save(net(9), tmp_path / "other")
+    hub.store.seed("org/x", other)
+    files = hub.store.repositories["org/a"].commits[commits[0]].files
+    swapped = hub.store.repositories["org/x"].commit_of("main").files
+    was = files["model.safetensors"].sha256
+    files.update(swapped)  # type: ignore[attr-defined]
+    with pytest.raises(WeightsError) as caught:
+        zoo.load(linked, device="cpu")
+    message = str(caught.value)
+    assert f"member timm/test_vit.r160_in1k of {linked} lies in another repository" in message
+    assert f"model.safetensors in hf-hub:org/a@{commits[0]} is not what it was when" in message
+    now = files["model.safetensors"].sha256
+    assert f"expected sha256 {str(was)[:12]}…, found {str(now)[:12]}…" in message
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda hub: setattr(hub.store.repositories["org/b"], "gated", True),
+     "its owner gives access on request"),
+    (lambda hub: hub.store.repositories.pop("org/b"), "the Hub has no such repository"),
+])
+def test_a_member_that_cannot_be_had(
+    hub: Hub, linked: Path, tmp_path: Path, spoil: Callable[[Hub], None], said: str
+) -> None:
+    forget(tmp_path)
+    spoil(hub)
+    with pytest.raises(WeightsError) as caught:
+        zoo.load(linked, device="cpu")
+    assert str(caught.value).startswith(f"member timm/test_vit.r160_in1k of {linked} lies in "
+                                        "another repository: hf-hub:org/b@")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_trained_or_made_here_is_carried(commits: list[str], tmp_path: Path) -> None:
+    trained = zoo.load("hf-hub:org/b", device="cpu")
+    zoo.transfer(trained, load_data("digits", role="train").take(40), "linear_probe", epochs=1)
+    model = zoo.fuse(["hf-hub:org/a", trained, net(5)], "mean", device="cpu")
+    with pytest.warns(UserWarning, match=r"not linked, and carried: .*\(its weights are not those "
+                                         r"of org/b: it was trained.*no repository") as told:
+        out = zoo.save(model, tmp_path / "mixed", link_members=True)
+    assert len(told) == 1
+    assert list(config_of(out)["links"]) == ["members.0.net"]
+    again = zoo.load(out, device="cpu")
+    assert torch.equal(answer(again), answer(model))
+    with pytest.warns(UserWarning, match="it is one network"):
+        assert "links" not in config_of(zoo.save(net(1), tmp_path / "one", link_members=True))
+
+
+def test_a_trained_head_over_frozen_members(commits: list[str], tmp_path: Path) -> None:
+    model = fuse("concat")
+    zoo.transfer(model, load_data("digits", role="train").take(40), "linear_probe", epochs=1)
+    out = zoo.save(model, tmp_path / "probed", link_members=True)
+    assert {key.partition(".")[0] for key in load_tensors(out)} == {"fuser", "head"}
+    assert torch.equal(answer(zoo.load(out, device="cpu")), answer(model))
+
+
+def test_a_fusion_inside_of_a_fusion(hub: Hub, commits: list[str], tmp_path: Path) -> None:
+    """One that is carried on the Hub is pointed to as a whole, the members of one that is linked
+    each where they are: no pointer leads to a pointer."""
+    for name, link in (("whole", False), ("small", True)):
+        hub.store.seed(f"me/{name}", zoo.save(fuse(), tmp_path / name, link_members=link))
+    model = fuse(names=("a",) * 2)
+    outer = zoo.fuse(["hf-hub:me/whole", "hf-hub:me/small", model], "mean", device="cpu")
+    out = zoo.save(outer, tmp_path / "outer", link_members=True)
+    assert {path: link["repository"] for path, link in config_of(out)["links"].items()} == {
+        "members.0.net": "me/whole", "members.1.net.members.0.net": "org/a",
+        "members.1.net.members.1.net": "org/b", "members.2.net.members.0.net": "org/a",
+        "members.2.net.members.1.net": "org/a"}
+    forget(tmp_path)
+    assert torch.equal(answer(zoo.load(out, device="cpu")), answer(outer))
+
+
+class TestPush:
+    @pytest.fixture(autouse=True)
+    def me(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", hub.token("me"))
+
+    def test_a_dry_run_shows_what_stays(
+        self, commits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = zoo.save(fuse(), tmp_path / "whole")
+        plain = zoo.push(whole, "me/fused", dry_run=True, license="mit")
+        told = zoo.push(whole, "me/fused", link_members=True, dry_run=True, license="mit")
+        assert told.linked == tuple(f"hf-hub:org/{name}@{commit}"
+                                    for name, commit in zip(NAMES, commits, strict=True))
+        assert plain.linked == ()
+        assert told.left_out == sum(t.nbytes for t in load_tensors(whole).values())
+        assert told.uploaded < plain.uploaded - told.left_out + 10_000
+        with pytest.raises(SystemExit):
+            main(["push", str(whole), "me/fused", "--link-members", "--dry-run",
+                  "--license", "mit"])
+        assert f"not pushed: {told.left_out:,} bytes of members that stay in hf-hub:org/a@" in (
+            capsys.readouterr().out)
+
+    def test_pushed_loaded_shown_and_made_again(
+        self, hub: Hub, commits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = fuse()
+        done = zoo.push(model, "me/fused", link_members=True, license="mit")
+        forget(tmp_path)
+        assert torch.equal(answer(zoo.load(f"hf-hub:me/fused@{done.commit}", device="cpu")),
+                           answer(model))
+        assert zoo.reproduce("me/fused").reproduced
+        folder = zoo.pull("me/fused", tmp_path / "out")
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.base_model == ["org/a", "org/b"]
+        assert f"`org/a` | `{commits[0]}`" in card.text
+        with pytest.raises(SystemExit):
+            main(["show", str(folder)])
+        assert f"is not in this folder; its {done.left_out // 2:,} bytes are in " \
+            f"hf-hub:org/a@{commits[0]}" in capsys.readouterr().out
+        again = zoo.push(folder, "me/fused", license="mit")
+        assert (again.commit, again.linked) == (done.commit, done.linked)
+        with pytest.raises(FormatError, match="has only a part of its weights"):
+            zoo.merge([folder, folder], "average", out=tmp_path / "merged")
+
+    def test_figures_of_a_card_are_not_lost(self, commits: list[str], tmp_path: Path) -> None:
+        folder = zoo.save(fuse(), tmp_path / "whole")
+        card = folder / "README.md"
+        card.write_text(card.read_text() + "\n## Measured\n\nwell\n")
+        with pytest.raises(HubError, match=r"the card of .* has figures, which would be lost"):
+            zoo.push(folder, "me/fused", link_members=True)
+
+
+def test_a_repository_of_other_shapes(hub: Hub, linked: Path, tmp_path: Path) -> None:
+    other = zoo.save(net(3), tmp_path / "other")
+    tensors = load_tensors(other)
+    for key, said in (("head.bias", "is [4], expected [3]"), ("head.weight", "is missing")):
+        kept = {**tensors, "head.bias": torch.zeros(4)} if key == "head.bias" else {
+            name: tensor for name, tensor in tensors.items() if name != key}
+        hashes = save_tensors(kept, tmp_path / "model.safetensors")
+        folder = tmp_path / key
+        folder.mkdir()
+        shutil.copy(tmp_path / "model.safetensors", folder)
+        commit = hub.store.seed("org/evil", folder)
+        changed(linked, lambda ours, hashes=hashes, commit=commit: ours["links"][
+            "members.1.net"].update(repository="org/evil", revision=commit, sha256=hashes))
+        with pytest.raises(FormatError) as caught:
+            zoo.load(linked, device="cpu")
+        assert f"hf-hub:org/evil@{commit}: is not member timm/test_vit.r160_in1k: tensor {key!r} " \
+            f"{said}" in str(caught.value)
