@@ -8,6 +8,8 @@ from typing import Any
 from zoo.specs import FusionSpec
 
 _BY_CONVENTION = {"convention": {"paper": "model", "mergekit": "tensor"}}
+# At random, nothing has to be known in the paper's form.
+_AT_RANDOM = {"convention": {"paper": "nothing", "mergekit": "tensor"}}
 _BY_ROWS = {"over": {"tensor": "slice", "rows": "rows"}}
 
 
@@ -58,16 +60,16 @@ WEIGHTS: tuple[FusionSpec, ...] = (
           measured_over="tensor", symmetric=True, idempotent=True),
     _spec("dare_linear", "Drop changes at random, rescale the rest, add",
           "Yu 2024, arXiv:2311.03099", scope="slice", members=(1, None), uses={"base"},
-          measure="dare_linear", measured_over=_BY_CONVENTION),
+          measure="dare_linear", measured_over=_AT_RANDOM),
     _spec("dare_ties", "Drop changes at random, rescale the rest, elect signs",
           "Yu 2024, arXiv:2311.03099", scope="slice", members=(1, None), uses={"base"},
-          measure="dare_linear", measured_over=_BY_CONVENTION),
+          measure="dare_linear", measured_over=_AT_RANDOM),
     _spec("della_linear", "Drop changes at random, small ones more often, rescale, add",
           "Deep 2024, arXiv:2406.11617", scope="rows", members=(1, None), uses={"base"},
-          measure="della_linear", measured_over=_BY_CONVENTION),
+          measure="della_linear", measured_over=_AT_RANDOM),
     _spec("della", "Drop changes at random, small ones more often, rescale, elect signs",
           "Deep 2024, arXiv:2406.11617", scope="rows", members=(1, None), uses={"base"},
-          measure="della_linear", measured_over=_BY_CONVENTION),
+          measure="della_linear", measured_over=_AT_RANDOM),
     _spec("breadcrumbs", "Drop the largest and the smallest changes, add the rest",
           "Davari 2023, arXiv:2312.06795", scope="slice", members=(1, None), uses={"base"},
           measure="breadcrumbs", measured_over="tensor", symmetric=True),
