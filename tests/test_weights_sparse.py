@@ -167,7 +167,7 @@ def test_a_density_is_wanted(name: str) -> None:
 
 
 def test_what_else_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"breadcrumbs: gamma is 1.0 for member 1 in .*expected a f"):
+    with pytest.raises(OptionError, match=r"breadcrumbs: gamma is 1.0 for member 1 in .*, exp"):
         merge("breadcrumbs", gamma=1.0)
     for epsilon in (0.3, 0.8):
         with pytest.raises(OptionError, match=rf"della: density ± epsilon is 0.2 ± {epsilon} for"):

@@ -143,7 +143,7 @@ def _by_key(
     """One value for each tensor. whole: every one must be a number."""
     if not isinstance(row, Mapping):
         points = _points(name, row, owner, whole)
-        return {key: _at(points, depth) for key, depth in depth_of.items()}
+        return {key: at(points, depth) for key, depth in depth_of.items()}
     lines = {pattern: _points(name, value, owner, whole) for pattern, value in row.items()}
     found: dict[str, Any] = {}
     idle = list(lines)
@@ -152,7 +152,7 @@ def _by_key(
         if pattern is None:
             raise OptionError(owner, f"no {name} pattern matches the tensor {key!r}; "
                               "end with '*' for all others")
-        found[key] = _at(lines[pattern], depth)
+        found[key] = at(lines[pattern], depth)
         if pattern in idle:
             idle.remove(pattern)
     if idle:
@@ -174,7 +174,8 @@ def _points(name: str, value: Any, owner: str, whole: bool) -> list[Any]:
     return [float(number) for number in values]
 
 
-def _at(points: Sequence[Any], depth: float) -> Any:
+def at(points: Sequence[Any], depth: float) -> Any:
+    """The number at this depth of numbers from input to output."""
     place = depth * (len(points) - 1)
     if abs(place - round(place)) < 1e-9:  # a layer for each point, but for rounding
         place = round(place)
