@@ -11,6 +11,7 @@ _BY_CONVENTION = {"convention": {"paper": "model", "mergekit": "tensor"}}
 # At random, nothing has to be known in the paper's form.
 _AT_RANDOM = {"convention": {"paper": "nothing", "mergekit": "tensor"}}
 _BY_ROWS = {"over": {"tensor": "slice", "rows": "rows"}}
+_BY_ROWS_OR_COLUMNS = {"over": {"tensor": "slice", "rows": "rows", "columns": "rows"}}
 
 
 def _spec(
@@ -45,8 +46,8 @@ WEIGHTS: tuple[FusionSpec, ...] = (
           "Shoemake 1985 (quaternions)", scope="slice", members=(2, 2), measure="gram",
           measured_over="tensor", idempotent=True),
     _spec("nuslerp", "A point on the arc between two members or their changes in a base",
-          "Goddard 2024, arXiv:2403.13257 (mergekit)", scope=_BY_ROWS, members=(2, 2),
-          can_use={"base"}, measure="gram", measured_over="tensor", symmetric=True,
+          "Goddard 2024, arXiv:2403.13257 (mergekit)", scope=_BY_ROWS_OR_COLUMNS,
+          members=(2, 2), can_use={"base"}, measure="gram", measured_over="tensor", symmetric=True,
           idempotent=True),
     _spec("multislerp", "The members' mean direction, at their mean length",
           "Goddard 2025, goddard.blog (mergekit)", scope="slice", members=(1, None),
