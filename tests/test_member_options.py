@@ -39,7 +39,7 @@ def merge(name: str, states: list[dict[str, Tensor]] | None = None, **options: A
 
 def settings(name: str, **options: Any) -> Any:
     spec = NAMED[name]
-    return resolve_options(spec, checked(spec, options), list(SHAPES), 2)
+    return resolve_options(spec, load(spec), checked(spec, options), list(SHAPES), 2)
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "della_linear", "breadcrumbs"])

@@ -101,15 +101,15 @@ def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
-def by_member(spec: Spec) -> frozenset[str]:
+def by_member(spec: Spec, builder: Callable[..., Any]) -> frozenset[str]:
     """The options of a strategy that may have a value of their own for each member."""
-    return frozenset(name for name, annotation in _annotations(spec).items()
+    return frozenset(name for name, annotation in _annotations(spec, builder).items()
                      if annotation == PerMember)
 
 
-def by_tensor(spec: Spec) -> frozenset[str]:
+def by_tensor(spec: Spec, builder: Callable[..., Any]) -> frozenset[str]:
     """Those that may differ between tensors, or be written as if they could."""
-    return frozenset(name for name, annotation in _annotations(spec).items()
+    return frozenset(name for name, annotation in _annotations(spec, builder).items()
                      if _varies(spec, annotation))
 
 
@@ -127,8 +127,7 @@ def _declared(
     }
 
 
-def _annotations(spec: Spec) -> dict[str, Any]:
-    builder = load(spec)
+def _annotations(spec: Spec, builder: Callable[..., Any]) -> dict[str, Any]:
     return {name: _annotation(parameter, builder)
             for name, parameter in _declared(builder, core_arguments(spec)).items()}
 

@@ -57,7 +57,7 @@ def merge_states(
     """
     parts = sort_tensors(spec, states, base, skip=skip, averaged=averaged, norm_keys=norm_keys)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
-    settings = resolve_options(spec, options or {}, parts.fused, len(states))
+    settings = resolve_options(spec, strategy, options or {}, parts.fused, len(states))
     first_of = _shared(states)
     own = {key: weights[key] for key in parts.fused if first_of[key] == key}
     result = {key: torch.empty_like(states[0][key].detach(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -50,17 +50,18 @@ class Settings:
 
 
 def resolve_options(
-    spec: FusionSpec, options: Mapping[str, Any], keys: Collection[str], members: int
+    spec: FusionSpec, strategy: Callable[..., Any], options: Mapping[str, Any],
+    keys: Collection[str], members: int,
 ) -> Settings:
     """Each tensor's options, those of the type `PerMember` one number per member.
 
-    options: as `checked` gives them. A `PerMember` is written like a weight (`resolve_weights`).
+    strategy: what `spec.build` names. options: as `checked` gives them. A `PerMember` is written like a weight (`resolve_weights`).
     Other numbers may be lists along the depth, and they and truth values `{pattern: value}`.
 
     Raises OptionError as `resolve_weights` does; and for what differs between tensors but decides
     what the strategy sees or measures of more than one of them.
     """
-    per_member, per_tensor = by_member(spec), by_tensor(spec)
+    per_member, per_tensor = by_member(spec, strategy), by_tensor(spec, strategy)
     common: dict[str, Any] = {}
     differing: dict[str, dict[str, Any]] = {}
     depth_of = depths(keys)

@@ -21,7 +21,7 @@ from zoo.merge_files.folders import located
 from zoo.merge_files.merging import merge
 from zoo.options import checked, options_of
 from zoo.progress import say
-from zoo.registry import find
+from zoo.registry import find, load
 from zoo.specs import FusionSpec
 from zoo.tensors import StoredTensors, open_tensors
 
@@ -106,7 +106,7 @@ def _check(order: list[Stage], out: Path) -> None:
         resolve_weights(stage.arguments.get("weight"), floating, len(stage.inputs), spec.name)
         known = {option.name for option in options_of(spec)}
         options = {name: value for name, value in stage.arguments.items() if name in known}
-        resolve_options(spec, checked(spec, options), floating, len(stage.inputs))
+        resolve_options(spec, load(spec), checked(spec, options), floating, len(stage.inputs))
         size[stage] = sum(
             torch.Size(state.shape(key)).numel()
             * (wanted if wanted and key in floating else state.dtype(key)).itemsize

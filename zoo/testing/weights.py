@@ -109,7 +109,7 @@ def cuts_do_not_matter(spec: FusionSpec) -> None:
     cut."""
     states, base = _states(spec), state_of(99)
     keys = [key for key, tensor in states[0].items() if tensor.is_floating_point()]
-    settings = resolve_options(spec, checked(spec, {}), keys, len(states))
+    settings = resolve_options(spec, load(spec), checked(spec, {}), keys, len(states))
     merge = Merge(load(spec), spec, states, base if _has_base(spec) else None,
                   {key: [1.0] * len(states) for key in keys}, settings.common,
                   given=given(spec, torch.device("cpu")))
