@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, TypeAlias, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from zoo.errors import OptionError
 from zoo.names import suggest
@@ -136,7 +136,8 @@ def _varies(spec: Spec, annotation: Any) -> bool:
     """Whether an option may differ between tensors or members."""
     if not isinstance(spec, FusionSpec) or spec.kind != "weights":
         return False
-    kinds = set(get_args(annotation) or [annotation]) - {NoneType}
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    kinds = set(parts) - {NoneType}
     return annotation == PerMember or (spec.scope != "model" and kinds <= {float, int, bool})
 
 

@@ -55,8 +55,9 @@ def resolve_options(
 ) -> Settings:
     """Each tensor's options, those of the type `PerMember` one number per member.
 
-    strategy: what `spec.build` names. options: as `checked` gives them. A `PerMember` is written like a weight (`resolve_weights`).
-    Other numbers may be lists along the depth, and they and truth values `{pattern: value}`.
+    strategy: what `spec.build` names. options: as `checked` gives them. A `PerMember` is
+    written like a weight (`resolve_weights`). Other numbers may be lists along the depth, and they
+    and truth values `{pattern: value}`.
 
     Raises OptionError as `resolve_weights` does; and for what differs between tensors but decides
     what the strategy sees or measures of more than one of them.
