@@ -115,13 +115,13 @@ def test_showing_a_strategy(capsys: Capture) -> None:
     assert out.startswith("zoo/ties (fusion)\n")
     assert "paper: Yadav 2023" in out
     assert "members: 1 to any number" in out
-    assert "density: float = 0.2  fraction of entries that the trim keeps" in out
+    assert "density: PerMember = 0.2  fraction of entries that the trim keeps" in out
     assert "takes" not in out
     assert run("show", "ties", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["options"][0] == {
-        "name": "density", "type": "float", "default": "0.2",
-        "help": "fraction of entries that the trim keeps, in (0, 1]"}
+        "name": "density", "type": "PerMember", "default": "0.2",
+        "help": "fraction of entries that the trim keeps, in (0, 1]; or one per member"}
     assert run("show", "wise_ft") == 0
     assert "members: 1\n" in capsys.readouterr().out
 

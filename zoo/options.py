@@ -11,10 +11,11 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from zoo.errors import OptionError
 from zoo.names import suggest
@@ -32,6 +33,10 @@ _BY_KIND: Mapping[str, frozenset[str]] = {
     "transfer": TRANSFER_USES | {"criterion"},
     "dataset": frozenset({"split"}),
 }
+
+# The type of an option of a fusion of weights that may have a value of its own for each member. The
+# core hands a tuple to the builder, one number per member, whatever the user gave.
+PerMember: TypeAlias = Annotated[float | Sequence[float], "one per member"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +74,10 @@ def options_of(spec: Spec) -> tuple[Option, ...]:
 def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
     """All options of a strategy: the given ones, checked, and the defaults of the others.
 
-    A number without a fraction counts as a float, a tuple as a list. Raises OptionError for an
-    unknown name (with the nearest and the list), a value of the wrong type, a value that is not
+    A number without a fraction counts as a float, a tuple as a list. In place of a number or truth
+    value a fusion of weights may be given lists and mappings of them, for members and tensors (see
+    `zoo.fusion.weighting`); these are only checked one by one. Raises OptionError for an unknown
+    name (with the nearest and the list), a value of the wrong type, a value that is not
     JSON (nor are NaN and infinity), or a required one that is missing.
     """
     builder = load(spec)
@@ -84,12 +91,26 @@ def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, parameter in declared.items():
         if name in given:
-            values[name] = _checked_value(spec.name, name, given[name], parameter, builder)
+            annotation = _annotation(parameter, builder)
+            values[name] = _checked_value(spec.name, name, given[name], float if annotation
+                                          == PerMember else annotation, _varies(spec, annotation))
         elif parameter.default is inspect.Parameter.empty:
             raise OptionError(spec.name, f"the option {name!r} must be given", declared)
         else:
             values[name] = parameter.default
     return values
+
+
+def by_member(spec: Spec, builder: Callable[..., Any]) -> frozenset[str]:
+    """The options of a strategy that may have a value of their own for each member."""
+    return frozenset(name for name, annotation in _annotations(spec, builder).items()
+                     if annotation == PerMember)
+
+
+def by_tensor(spec: Spec, builder: Callable[..., Any]) -> frozenset[str]:
+    """Those that may differ between tensors, or be written as if they could."""
+    return frozenset(name for name, annotation in _annotations(spec, builder).items()
+                     if _varies(spec, annotation))
 
 
 def accepts(builder: Callable[..., Any], argument: str) -> bool:
@@ -106,16 +127,34 @@ def _declared(
     }
 
 
+def _annotations(spec: Spec, builder: Callable[..., Any]) -> dict[str, Any]:
+    return {name: _annotation(parameter, builder)
+            for name, parameter in _declared(builder, core_arguments(spec)).items()}
+
+
+def _varies(spec: Spec, annotation: Any) -> bool:
+    """Whether an option may differ between tensors or members."""
+    if not isinstance(spec, FusionSpec) or spec.kind != "weights":
+        return False
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    kinds = set(parts) - {NoneType}
+    return annotation == PerMember or (spec.scope != "model" and kinds <= {float, int, bool})
+
+
 def _checked_value(
-    owner: str, name: str, value: object, parameter: inspect.Parameter, builder: Callable[..., Any]
+    owner: str, name: str, value: object, annotation: Any, varies: bool = False
 ) -> Any:
+    if varies and isinstance(value, Mapping):
+        return {pattern: _checked_value(owner, name, each, annotation, varies)
+                for pattern, each in value.items()}
+    if varies and isinstance(value, list | tuple):
+        return [_checked_value(owner, name, each, annotation, varies) for each in value]
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         raise OptionError(owner, f"the option {name!r} is {value!r}, expected a JSON value: a "
                           "finite number, text, true, false, null, or lists and mappings of "
                           "these") from None
-    annotation = _annotation(parameter, builder)
     if annotation is inspect.Parameter.empty:
         return value
     import pydantic

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from zoo.errors import SpecError
 
 KINDS = ("weights", "features", "outputs", "choice")
 SCOPES = ("slice", "rows", "tensor", "model")
-MEASURED_OVER = ("tensor", "model")
+MEASURED_OVER = ("nothing", "tensor", "model")
 TAKES = ("vectors", "tokens", "maps")
 FUSION_USES = frozenset({"base", "data", "labels", "module", "graph", "score"})
 TRANSFER_USES = frozenset({"unlabelled", "teachers"})
@@ -137,7 +137,10 @@ class FusionSpec(Spec):
         `uses={"data", "labels"}`.
 
     Options are keyword-only arguments with JSON values and a default, each described in one line
-    `name: text` under `Options:` in the docstring.
+    `name: text` under `Options:` in the docstring. Of a fusion of weights that does not see the
+    whole model, users may give numbers and truth values by tensor, like weights, and a builder gets
+    that of its tensor; an option of the type `zoo.options.PerMember` may differ between members
+    too, and a builder gets it as a tuple, one number per member.
 
     kind: `"weights"`, `"features"`, `"outputs"` or `"choice"`.
     members: fewest and most (None: no limit).
@@ -161,11 +164,12 @@ class FusionSpec(Spec):
         `measured`, which both functions may take, is the tuple of the sums so far, one per pass. A
         new pass begins until it answers None, at most ten times.
     measured_over: (weights) over what the answers are added up: the `"model"`, or each `"tensor"`
-        for itself; or a mapping, as with scope.
+        for itself; or a mapping, as with scope, in which `"nothing"` says that `measure` is not
+        wanted.
     elementwise: (weights) with scope `"slice"`: an entry of the result depends on that entry of the
         members, their weights, the options and `measured` alone, and what is measured over the
-        model not on the cuts. Small tensors of equal weights then come joined, under the key of
-        the first.
+        model not on the cuts. Small tensors of equal weights and options then come joined, under
+        the key of the first.
     takes: (features) `"vectors"` [B, Dᵢ], `"tokens"` [B, Nᵢ, Dᵢ], or `"maps"` [B, Dᵢ, H, W], on
         one grid for all.
     """
@@ -217,6 +221,18 @@ class FusionSpec(Spec):
                 for values in value.values()), field, expected)
         object.__setattr__(self, field, MappingProxyType(
             {option: MappingProxyType(dict(values)) for option, values in value.items()}))
+
+
+def reach(
+    declared: str | Mapping[str, Mapping[str, str]], options: Mapping[str, Any],
+    order: Sequence[str],
+) -> str:
+    """The scope, or what is measured over, with these options; where several have a say, the last
+    in this order."""
+    if isinstance(declared, str):
+        return declared
+    return max((values[str(options[option])] for option, values in declared.items()),
+               key=order.index)
 
 
 @dataclass(frozen=True, kw_only=True)

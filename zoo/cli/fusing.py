@@ -30,7 +30,7 @@ def fuse(
              "images of the new head.")] = None,
     weight: Annotated[str | None, typer.Option(
         help="Of each member, for a fusion of weights: a number, '[1, -0.5]' or "
-             "'{layer4.*: [1, 0], *: 1}'.")] = None,
+             "'{layer4.*: [1, 0], \"*\": 1}'.")] = None,
     norms: Annotated[str, typer.Option(
         help="Batch norm after a fusion of weights: auto, pooled, reestimated, or repair, which "
              "does without batch norm too.")] = "auto",
@@ -108,7 +108,7 @@ def merge(
     base: Annotated[str | None, typer.Option(help="What the inputs started from.")] = None,
     weight: Annotated[str | None, typer.Option(
         help="Of each input: a number, '[1, -0.5]', '[[1, 0], [0, 1]]' along the depth, or "
-             "'{blocks.*: [1, 0], *: 1}'.")] = None,
+             "'{blocks.*: [1, 0], \"*\": 1}'.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of the result: float32, bfloat16, …")] = None,
     rounding: Annotated[

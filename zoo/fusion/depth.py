@@ -12,7 +12,8 @@ _ROWS = frozenset({"block", "blocks", "layer", "layers", "stage", "stages", "fea
 # What comes after the last layer.
 _AFTER = frozenset({"head", "head_dist", "fc", "classifier", "last_linear", "conv_head", "bn2",
                     "norm", "norm5", "fc_norm", "ln_f", "ln_post", "lm_head", "pre_logits",
-                    "attn_pool", "final_conv", "auxlogits"})
+                    "attn_pool", "final_conv", "auxlogits", "norm_f", "final_layer_norm",
+                    "final_layernorm", "embed_out", "output", "output_layer", "score", "pooler"})
 _BEFORE = ("stem", "patch_embed", "embed")
 _NUMBERED = re.compile(r"(.*?)_?(\d+)[a-z]?")
 
@@ -30,7 +31,7 @@ def depths(keys: Iterable[str]) -> dict[str, float]:
         return dict.fromkeys(layer_of, 0.5)
     last = len(layers) - 1
     depth_of = {layer: place / last if last else 0.5 for place, layer in enumerate(layers)}
-    return {key: depth_of[layer] if layer else float(_is_after(key))
+    return {key: depth_of[layer] if layer else float(is_after(key))
             for key, layer in layer_of.items()}
 
 
@@ -41,11 +42,18 @@ def blocks(keys: Iterable[str]) -> tuple[dict[str, int], int]:
     >>> blocks(["conv1.weight", "layer1.0.w", "layer1.1.w", "layer2.0.w", "fc.bias"])
     ({'conv1.weight': 0, 'layer1.0.w': 0, 'layer1.1.w': 1, 'layer2.0.w': 2, 'fc.bias': 3}, 3)
     """
+    keys = list(keys)
+    number_of = layers(keys)
+    count = max(number_of.values(), default=-1) + 1
+    return {key: number_of.get(key, count if is_after(key) else 0) for key in keys}, count
+
+
+def layers(keys: Iterable[str]) -> dict[str, int]:
+    """The number of each tensor's layer, from 0; those that are in none are left out."""
     layer_of = {key: _layer(key) for key in keys}
-    layers = sorted({layer for layer in layer_of.values() if layer})
-    place = {layer: number for number, layer in enumerate(layers)}
-    return {key: place[layer] if layer else len(layers) if _is_after(key) else 0
-            for key, layer in layer_of.items()}, len(layers)
+    place = {layer: number for number, layer
+             in enumerate(sorted({layer for layer in layer_of.values() if layer}))}
+    return {key: place[layer] for key, layer in layer_of.items() if layer}
 
 
 @lru_cache(1 << 16)
@@ -67,6 +75,8 @@ def _number(part: str) -> int:
     return int(found[0]) if found else -1
 
 
-def _is_after(key: str) -> bool:
+def is_after(key: str) -> bool:
+    """Whether a tensor outside of all layers comes after them."""
     parts = key.lower().split(".")[:2]
-    return not parts[0].startswith(_BEFORE) and any(part in _AFTER for part in parts)
+    return parts[0] in _AFTER or (not parts[0].startswith(_BEFORE)
+                                  and any(part in _AFTER for part in parts))

@@ -14,7 +14,7 @@ from zoo.errors import ShapeMismatch
 from zoo.fusion.norms import MEAN, VARIANCE, pooled_variance
 from zoo.fusion.planning import check_count, check_shapes
 from zoo.fusion.stream import Merge, State, run
-from zoo.fusion.weighting import Weight, resolve_weights
+from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
 from zoo.fusion.weights.average import average
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.specs import FusionSpec
@@ -46,9 +46,10 @@ def merge_states(
 
     states: one per member, same keys, shapes and dtypes. strategy: what `spec.build` names.
     base: a state with (at least) the same keys, for a strategy that uses one. weight: see
-    `resolve_weights`. options: all of the strategy's own. seed: of its random numbers. given:
-    further keywords for strategies that take them. skip: keys that are copied from the first
-    member. averaged: keys that are averaged instead, such as heads that the base does not have.
+    `resolve_weights`. options: all of the strategy's own, see `resolve_options`. seed: of its
+    random numbers. given: further keywords for strategies that take them. skip: keys that are
+    copied from the first member. averaged: keys that are averaged instead, such as heads that the
+    base does not have.
     norm_keys: keys of running means and variances; None finds them by name.
 
     Raises FusionError for a wrong number of members or a missing base, ShapeMismatch naming the
@@ -56,6 +57,7 @@ def merge_states(
     """
     parts = sort_tensors(spec, states, base, skip=skip, averaged=averaged, norm_keys=norm_keys)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
+    settings = resolve_options(spec, strategy, options or {}, parts.fused, len(states))
     first_of = _shared(states)
     own = {key: weights[key] for key in parts.fused if first_of[key] == key}
     result = {key: torch.empty_like(states[0][key].detach(),
@@ -65,7 +67,7 @@ def merge_states(
         result[key].view(-1)[start:start + part.numel()].copy_(part)
 
     merge = Merge(strategy, spec, states, base if "base" in spec.uses | spec.can_use else None,
-                  own, options or {}, seed, given or {})
+                  own, settings.common, seed, given or {}, settings.own)
     extra = run(merge, write)
     for key in (*parts.averaged, *parts.norms):
         value = extra[key] if key in extra else (

@@ -26,7 +26,7 @@ from zoo.errors import FusionError, ShapeMismatch
 from zoo.fusion.depth import depths
 from zoo.fusion.precision import widened
 from zoo.registry import resolve
-from zoo.specs import MEASURED_OVER, SCOPES, FusionSpec
+from zoo.specs import MEASURED_OVER, SCOPES, FusionSpec, reach
 from zoo.tensors import StoredTensors
 
 State: TypeAlias = Mapping[str, Tensor]
@@ -54,8 +54,9 @@ class Merge:
 
     strategy: what `spec.build` names. states: one per member; mapped files or tensors in memory.
     base: what they started from. weights: of the keys to fuse, one number per member. options: all
-    of the strategy's own. seed, given: further keywords for strategies that take them (`data`, …).
-    piece, measured_piece: elements of one call of a slice-scoped strategy, and of its `measure`.
+    of the strategy's own that are the same for all tensors. own: the others, by key. seed, given:
+    further keywords for strategies that take them (`data`, …). piece, measured_piece:
+    elements of one call of a slice-scoped strategy, and of its `measure`.
     """
 
     strategy: Callable[..., Any]
@@ -66,19 +67,25 @@ class Merge:
     options: Mapping[str, Any]
     seed: int = 0
     given: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     piece: int = field(default_factory=lambda: PIECE)
     measured_piece: int = field(default_factory=lambda: MEASURED_PIECE)
 
     @property
     def scope(self) -> str:
         """What one call sees; where several options have a say, the widest."""
-        return _reach(self.spec.scope, self.options, SCOPES)
+        return reach(self.spec.scope, self.options, SCOPES)
+
+    @property
+    def measured_over(self) -> str:
+        """Over what `measure` adds up."""
+        return (reach(self.spec.measured_over, self.options, MEASURED_OVER)
+                if self.spec.measure else "nothing")
 
     @property
     def by_tensor(self) -> bool:
         """Whether what is measured of a tensor is for itself alone."""
-        over = _reach(self.spec.measured_over, self.options, MEASURED_OVER)
-        return bool(self.spec.measure) and over == "tensor"
+        return self.measured_over == "tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +148,8 @@ def run(
     def work(
         keys: Sequence[tuple[str, int]], pool: Callable[..., Iterator[Any]]
     ) -> Iterator[int]:
-        measured = _measured(merge, keys, depth_of, pool) if merge.spec.measure else ()
+        measured = (_measured(merge, keys, depth_of, pool)
+                    if merge.measured_over != "nothing" else ())
         return pool(partial(compute, measured=measured), _pieces(merge, keys, merge.piece))
 
     def one(item: tuple[str, int], pool: Callable[..., Iterator[Any]]) -> int:
@@ -169,16 +177,6 @@ def accepting(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(tensors, **{name: keywords[name] for name in keywords if name in taken})
 
     return call
-
-
-def _reach(
-    declared: str | Mapping[str, Mapping[str, str]], options: Mapping[str, Any],
-    order: Sequence[str],
-) -> str:
-    if isinstance(declared, str):
-        return declared
-    return max((values[str(options[option])] for option, values in declared.items()),
-               key=order.index)
 
 
 def _run_whole(
@@ -244,7 +242,7 @@ def _pieces(merge: Merge, keys: Iterable[tuple[str, int]], most: int) -> Iterato
     for key, size in keys:
         like = merge.states[0][key]
         if joins and size < most and like.device.type == "cpu":
-            alike = (tuple(merge.weights[key]), like.dtype,
+            alike = (tuple(merge.weights[key]), tuple(merge.own.get(key, {}).values()), like.dtype,
                      None if merge.base is None else merge.base[key].dtype)
             if filled[alike] + size > most:
                 yield _joined(small.pop(alike), filled.pop(alike))
@@ -281,7 +279,7 @@ def _call(
     keywords: dict[str, Any] = {
         "base": None if merge.base is None else part(merge.base), "key": key,
         "weight": merge.weights[key], "seed": merge.seed, "depth": depth_of[key],
-        **merge.given, **merge.options}
+        **merge.given, **merge.options, **merge.own.get(key, {})}
     if piece.flat:
         shape = (piece.stop,) if piece.joined else tuple(like.shape)
         keywords |= {"offset": piece.start, "shape": shape}

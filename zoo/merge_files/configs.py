@@ -16,7 +16,7 @@ from zoo.device import resolve_dtype
 from zoo.errors import OptionError, RecipeError, ZooError
 from zoo.fusion.planning import check_count
 from zoo.merge_files.documents import Document, Place, Problem, read_documents
-from zoo.merge_files.mergekit import mergekit_arguments
+from zoo.merge_files.mergekit import floating_keys, mergekit_arguments
 from zoo.merge_files.stages import Stage, before
 from zoo.names import is_path, suggest
 from zoo.options import checked, options_of
@@ -101,7 +101,15 @@ class _Reader:
         return _Ours(self, document).stage((), document.values)
 
     def _mergekits(self, document: Document) -> Stage:
-        given = mergekit_arguments(document, self.named)
+        def keys_of(place: str) -> list[str]:
+            each: str | Stage = place
+            if place in self.named:
+                each = self.by_name(place, document, ("models",))
+            while isinstance(each, Stage):
+                each = each.inputs[0]
+            return floating_keys(each)
+
+        given = mergekit_arguments(document, self.named, keys_of)
         places = {"models": given.pop("inputs"), "base_model": [given.pop("base", None)]}
 
         def of(field: str) -> list[Any]:

@@ -6,68 +6,59 @@ strategies know two conventions, theirs is taken, so that the numbers agree.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import RecipeError
+from zoo.fusion.depth import layers
 from zoo.merge_files.documents import Document, read_documents
+from zoo.merge_files.folders import located
+from zoo.merge_files.gradients import Conditions, conditions, spread
 from zoo.names import suggest
-from zoo.options import options_of
+from zoo.options import Option, options_of
 from zoo.registry import find
 from zoo.specs import FusionSpec
+from zoo.tensors import open_tensors
 
-# mergekit's method → ours, and what is fixed in it.
-METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "linear": ("average", {}),
-    "slerp": ("slerp", {}),
-    "nuslerp": ("nuslerp", {}),
-    "multislerp": ("multislerp", {}),
-    "karcher": ("karcher", {}),
-    "model_stock": ("model_stock", {}),
-    "task_arithmetic": ("task_arithmetic", {}),
-    "ties": ("ties", {}),
-    "dare_linear": ("dare_linear", {}),
-    "dare_ties": ("dare_ties", {}),
-    "della": ("della", {}),
-    "della_linear": ("della_linear", {}),
-    "breadcrumbs": ("breadcrumbs", {}),
-    "breadcrumbs_ties": ("breadcrumbs_ties", {}),
-    "sce": ("sce", {}),
-}
+# mergekit's method → ours.
+METHODS: Mapping[str, str] = {
+    "linear": "average", **{name: name for name in (
+        "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "task_arithmetic", "ties",
+        "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties",
+        "sce")}}
+# The parameters that models have of their own there; all others are taken from slices and document.
+_OF_MODELS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("linear", "nuslerp", "multislerp", "task_arithmetic"), ("weight",)),
+    **dict.fromkeys(("ties", "dare_linear", "dare_ties"), ("weight", "density")),
+    **dict.fromkeys(("della", "della_linear"), ("weight", "density", "epsilon")),
+    **dict.fromkeys(("breadcrumbs", "breadcrumbs_ties"), ("weight", "density", "gamma"))}
 _RENAMED = {"lambda": "scale", "normalize": "normalise", "normalize_weights": "normalise"}
 # Whose base is one of the models that are merged, and not what they started from.
 _NO_BASE = ("linear", "slerp", "karcher")
 # Where mergekit's defaults are not ours.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "ties": {"density": 1.0}, "dare_linear": {"density": 1.0}, "dare_ties": {"density": 1.0},
-    "della": {"density": 1.0}, "della_linear": {"density": 1.0},
-    "breadcrumbs": {"density": 1.0}, "breadcrumbs_ties": {"density": 1.0},
-    "sce": {"select_topk": 1.0},
-}
-_IDLE = ("int8_mask", "weight", "t")  # how it stores masks; what is read apart
-# What it calls by flags: parameter, its value → our option and value, None for our default.
-_FLAGS: Mapping[tuple[str, bool], tuple[str, Any] | None] = {
-    ("nuslerp_flatten", True): None,
-    ("nuslerp_flatten", False): ("over", "rows"),
-    ("nuslerp_row_wise", True): ("over", "rows"),
-    ("filter_wise", True): ("over", "rows"),
-    ("filter_wise", False): None,
-}
-_LAYERS = "*.[0-9]*.*"
-_TOP = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
-_SURGERY = ("slices", "modules")
+_DEFAULTS: Mapping[str, Any] = {"density": 1.0, "select_topk": 1.0}
+# Without effect on the numbers: how masks are stored, and what a method does not look at.
+_QUIET = ("int8_mask",)
+_UNUSED = ("weight", "density", "t")
+_FLAGS = ("nuslerp_flatten", "nuslerp_row_wise", "filter_wise")
+_TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype")
 _LEFT_TO_US = ("tokenizer_source", "tokenizer", "chat_template", "name")
+
+Scope = Mapping[str, Any]
 
 
 def read_mergekit(file: str | os.PathLike[str]) -> dict[str, Any]:
     """The arguments of `zoo.merge` (but `out`) that a mergekit configuration means.
 
-    Models are folders, or repositories of the Hub where there is no such folder. Raises
-    RecipeError naming the field for what is not one, or what has no counterpart here: slices of
-    layers, densities that differ between models or layers.
+    Models are folders, or repositories of the Hub where there is no such folder. Slices that
+    together are whole models in their order are read as such. Raises RecipeError naming the field
+    for what is not one, or what has no counterpart here. Warns of what mergekit ignores.
     """
     documents = read_documents(file)
     if len(documents) != 1:
@@ -75,17 +66,26 @@ def read_mergekit(file: str | os.PathLike[str]) -> dict[str, Any]:
     return mergekit_arguments(documents[0])
 
 
-def mergekit_arguments(document: Document, names: Collection[str] = ()) -> dict[str, Any]:
+def floating_keys(place: str) -> list[str]:
+    """The keys of a model that a merge is about."""
+    state = open_tensors(located(place)[0])
+    return [key for key in state if state.dtype(key).is_floating_point]
+
+
+def mergekit_arguments(
+    document: Document, names: Collection[str] = (),
+    keys_of: Callable[[str], Collection[str]] = floating_keys,
+) -> dict[str, Any]:
     """The same of one document of several. names: those that other documents have, which may
-    stand for models."""
-    reader = _Reader(document, names)
+    stand for models. keys_of: the tensors of a model; asked where tensors or layers differ."""
+    reader = _Reader(document, names, keys_of)
     config = document.values
     if not isinstance(config, dict):
         raise reader.wrong("", "expected a mapping with 'merge_method' and 'models'")
     for name in config:
-        if name in _SURGERY:
-            raise reader.wrong(name, "cutting models into layers is not supported; merge whole "
-                               "models, with weights that run along the depth")
+        if name == "modules":
+            raise reader.wrong(name, "merging parts of models by different rules is not supported; "
+                               "merge whole models, with parameters that differ by 'filter'")
         if name not in (*_TOP, *_LEFT_TO_US):
             near = suggest(str(name), _TOP, n=1)
             raise reader.wrong(str(name), "is no field of mergekit's that is known here"
@@ -93,10 +93,34 @@ def mergekit_arguments(document: Document, names: Collection[str] = ()) -> dict[
     return reader.arguments(config)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A model to merge, and its own parameters in each slice with their fields."""
+
+    place: str
+    own: tuple[tuple[str, Scope], ...]
+
+
+@dataclass(frozen=True)
+class _Sliced:
+    """The models of all slices, in the first one's order; the slices' parameters and lengths, of
+    whole models none."""
+
+    models: list[_Model]
+    shared: tuple[tuple[str, Scope], ...] = (("", {}),)
+    lengths: tuple[int | None, ...] = (None,)
+    base: str | None = None
+
+
 class _Reader:
-    def __init__(self, document: Document, names: Collection[str]) -> None:
+    def __init__(
+        self, document: Document, names: Collection[str],
+        keys_of: Callable[[str], Collection[str]],
+    ) -> None:
         self.document = document
         self.names = names
+        self.keys_of = keys_of
+        self.keys: list[str] | None = None
 
     def wrong(self, field: str, problem: str) -> RecipeError:
         line = self.document.line(tuple(re.findall(r"[^.\[\]]+", field)))
@@ -108,43 +132,114 @@ class _Reader:
             near = suggest(str(method), METHODS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METHODS)}"
             raise self.wrong("merge_method", f"{method!r} is not known here; {hint}")
-        strategy, fixed = METHODS[method]
-        models = self._models(config.get("models"))
-        base = config.get("base_model")
+        if (config.get("models") is None) == (config.get("slices") is None):
+            raise self.wrong("models", f"is {config.get('models')!r}, expected a list of models, "
+                             "or 'slices' in their place")
+        given = self._sliced(config["slices"]) if config.get("slices") else _Sliced(
+            [_Model(place, (own,)) for place, own in self._sources("models", config["models"])])
+        base = config.get("base_model") or given.base
         if base is not None:
             base = self._place("base_model", base)
+        if given.base is not None and self._place("base_model", given.base) != base:
+            raise self.wrong("slices[0].base_model", f"is {given.base!r}, and the document's is "
+                             f"{base!r}; whole models have one base")
+        models = given.models
         if method == "slerp":
-            models = self._two(models, base)
+            models = self._two(given, base)
         elif method not in _NO_BASE and base is not None:
-            models = [model for model in models if model[0] != base]
-        common = config.get("parameters") or {}
-        if not isinstance(common, Mapping):
-            raise self.wrong("parameters", f"is {common!r}, expected a mapping")
-        spec = find(strategy, FusionSpec)
-        known = {option.name for option in options_of(spec)}
-        options = dict(fixed) | ({"convention": "mergekit"} if "convention" in known else {})
-        options |= self._options(method, models, common, known)
+            models = [model for model in models if model.place != base]
+        self._want_all_layers(given, models, base)
+        common = self._mapping("parameters", config.get("parameters"))
         found: dict[str, Any] = {
-            "inputs": [place for place, _ in models], "strategy": strategy,
-            "weight": self._weights(method, models, common), **options}
+            "inputs": [model.place for model in models], "strategy": METHODS[method],
+            **_Parameters(self, method, models, given, common).options()}
         if base is not None and method not in _NO_BASE:
             found["base"] = base
         dtype = config.get("out_dtype") or config.get("dtype")
         return {**found, "dtype": dtype} if dtype else found
 
-    def _models(self, given: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    def first_keys(self, models: Sequence[_Model]) -> list[str]:
+        if self.keys is None:
+            self.keys = list(self.keys_of(models[0].place))
+        return self.keys
+
+    def _mapping(self, field: str, given: Any) -> Scope:
+        if given is not None and not isinstance(given, Mapping):
+            raise self.wrong(field, f"is {given!r}, expected a mapping")
+        return given or {}
+
+    def _sources(self, field: str, given: Any) -> list[tuple[str, tuple[str, Scope]]]:
+        """The models of a list, with their parameters and the field of these."""
         if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-            raise self.wrong("models", f"is {given!r}, expected a list of models")
-        models = []
+            raise self.wrong(field, f"is {given!r}, expected a list of models")
+        found: list[tuple[str, tuple[str, Scope]]] = []
         for number, told in enumerate(given):
-            field = f"models[{number}]"
+            where = f"{field}[{number}]"
             if not isinstance(told, Mapping) or "model" not in told:
-                raise self.wrong(field, f"is {told!r}, expected a mapping with 'model'")
-            parameters = told.get("parameters") or {}
-            if not isinstance(parameters, Mapping):
-                raise self.wrong(f"{field}.parameters", f"is {parameters!r}, expected a mapping")
-            models.append((self._place(f"{field}.model", told["model"]), parameters))
-        return models
+                raise self.wrong(where, f"is {told!r}, expected a mapping with 'model'")
+            place = self._place(f"{where}.model", told["model"])
+            if place in [each for each, _ in found]:
+                raise self.wrong(f"{where}.model", f"{told['model']!r} stands here twice")
+            own = self._mapping(f"{where}.parameters", told.get("parameters"))
+            found.append((place, (f"{where}.parameters", own)))
+        return found
+
+    def _sliced(self, given: Any) -> _Sliced:
+        """Slices that give every layer of the same models once, in order."""
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise self.wrong("slices", f"is {given!r}, expected a list of slices")
+        own: dict[str, list[tuple[str, Scope]]] = {}
+        shared: list[tuple[str, Scope]] = []
+        lengths: list[int] = []
+        bases = []
+        for number, told in enumerate(given):
+            field = f"slices[{number}]"
+            if not isinstance(told, Mapping) or not told.get("sources"):
+                raise self.wrong(field, f"is {told!r}, expected a mapping with 'sources'")
+            sources = self._sources(f"{field}.sources", told["sources"])
+            if number and {place for place, _ in sources} != own.keys():
+                raise self.wrong(f"{field}.sources", "has other models than slices[0]; here all "
+                                 "layers are merged from the same ones")
+            for place, parameters in sources:
+                own.setdefault(place, []).append(parameters)
+            for which, source in enumerate(told["sources"]):
+                self._want_range(f"{field}.sources[{which}].layer_range",
+                                 source.get("layer_range"), sum(lengths),
+                                 told["sources"][0].get("layer_range"))
+            start, stop = told["sources"][0]["layer_range"]
+            lengths.append(stop - start)
+            shared.append((f"{field}.parameters",
+                           self._mapping(f"{field}.parameters", told.get("parameters"))))
+            bases.append(told.get("base_model"))
+            if bases[number] != bases[0]:
+                raise self.wrong(f"{field}.base_model", f"is {bases[number]!r}, and that of "
+                                 f"slices[0] is {bases[0]!r}; whole models have one base")
+        return _Sliced([_Model(place, tuple(each)) for place, each in own.items()],
+                       tuple(shared), tuple(lengths), bases[0])
+
+    def _want_range(self, field: str, given: Any, start: int, first: Any) -> None:
+        if not (isinstance(given, Sequence) and len(given) == 2
+                and all(isinstance(end, int) for end in given) and given[0] < given[1]):
+            raise self.wrong(field, f"is {given!r}, expected the first layer and the one after the "
+                             "last, as in [0, 16]")
+        if list(given) != list(first):
+            raise self.wrong(field, f"is {given}, and that of the first source {first}; layers are "
+                             "merged with those at the same place here")
+        if given[0] != start:
+            raise self.wrong(field, f"begins at {given[0]}, expected {start}: a merge here keeps "
+                             "the models' own layers, each once and in order")
+
+    def _want_all_layers(
+        self, given: _Sliced, models: Sequence[_Model], base: str | None
+    ) -> None:
+        if given.lengths == (None,) or not models:
+            return
+        count = max(layers(self.first_keys(models)).values(), default=-1) + 1
+        last = sum(length or 0 for length in given.lengths)
+        if last != count:
+            raise self.wrong(f"slices[{len(given.lengths) - 1}].sources[0].layer_range", f"ends at "
+                             f"{last}, and {models[0].place} has {count} layers; a merge here "
+                             "keeps all of them")
 
     def _place(self, field: str, given: Any) -> str:
         """A folder that is there, or a repository of the Hub."""
@@ -158,86 +253,133 @@ class _Reader:
         raise self.wrong(field, f"there is no folder {given!r}"
                          + (f"; did you mean the merge {near[0]!r}?" if near else ""))
 
-    def _two(
-        self, models: list[tuple[str, Mapping[str, Any]]], base: str | None
-    ) -> list[tuple[str, Mapping[str, Any]]]:
+    def _two(self, given: _Sliced, base: str | None) -> list[_Model]:
         """slerp's two models; t runs from the base to the other."""
-        if base is not None and base not in [place for place, _ in models]:
-            models = [(base, {}), *models]
+        models = given.models
+        if base is not None and base not in [model.place for model in models]:
+            models = [_Model(base, (("", {}),) * len(given.lengths)), *models]
         if len(models) != 2 or base is None:
             raise self.wrong("models", f"slerp takes two models, of which base_model is one, and "
                              f"there are {len(models)}")
-        return sorted(models, key=lambda model: model[0] != base)
+        return sorted(models, key=lambda model: model.place != base)
 
-    def _options(
-        self, method: str, models: Sequence[tuple[str, Mapping[str, Any]]],
-        common: Mapping[str, Any], known: set[str],
-    ) -> dict[str, Any]:
-        """The options: one value each, the same for all models and layers."""
-        names = {*common, *(name for _, own in models for name in own)} - set(_IDLE)
-        found: dict[str, Any] = {}
-        for name in sorted(names):
-            flag = (name, bool(common.get(name)))
-            if flag in _FLAGS:
-                told = _FLAGS[flag]
-                found |= {told[0]: told[1]} if told else {}
-                continue
+
+class _Parameters:
+    """mergekit's parameters of one merge, as weights and options of ours."""
+
+    def __init__(
+        self, reader: _Reader, method: str, models: Sequence[_Model], given: _Sliced, common: Scope
+    ) -> None:
+        self.reader, self.method, self.models, self.given = reader, method, models, given
+        # Of each slice, from the nearest to the farthest.
+        self.shared = [(each, ("parameters", common)) for each in given.shared]
+        self.known = {option.name: option for option
+                      in options_of(find(METHODS[method], FusionSpec))}
+
+    def options(self) -> dict[str, Any]:
+        found: dict[str, Any] = (
+            {"convention": "mergekit"} if "convention" in self.known else {})
+        of_models = _OF_MODELS.get(self.method, ())
+        if "weight" in of_models:
+            found["weight"] = [self._of(model, "weight", float, 1.0) for model in self.models]
+        shared = {name: field for scopes in self.shared for field, scope in scopes
+                  for name in scope}
+        own = {name: field for model in self.models for field, scope in model.own
+               for name in scope}
+        for name, field in sorted({**own, **shared}.items()):
             option = _RENAMED.get(name, name)
-            if option not in known:
-                near = suggest(option, known, n=1)
-                raise self.wrong(f"parameters.{name}", f"{method} has no such parameter here"
-                                 + (f"; did you mean {near[0]!r}?" if near else ""))
-            values = [own.get(name, common.get(name)) for _, own in models]
-            if any(value != values[0] for value in values):
-                raise self.wrong(f"parameters.{name}", f"differs between the models, {values}; "
-                                 "it has one value for all here")
-            if isinstance(values[0], (list, Mapping)):
-                raise self.wrong(f"parameters.{name}", f"is {values[0]}; only weights may differ "
-                                 "between layers here")
-            found[option] = values[0]
-        return {**_DEFAULTS.get(method, {}), **found}
-
-    def _weights(
-        self, method: str, models: Sequence[tuple[str, Mapping[str, Any]]],
-        common: Mapping[str, Any],
-    ) -> list[Any]:
-        if method == "slerp":
-            if "t" not in common:
-                raise self.wrong("parameters.t", "is missing: the place between the two models")
-            t = self._along("parameters.t", common["t"])
-            return [_one_minus(t), t]
-        return [self._along(f"models[{number}].parameters.weight",
-                            own.get("weight", common.get("weight", 1.0)))
-                for number, (_, own) in enumerate(models)]
-
-    def _along(self, field: str, setting: Any) -> Any:
-        """A number, numbers along the depth, or both by pattern."""
-        if isinstance(setting, Mapping):
-            setting = [setting]
-        conditional = isinstance(setting, list) and bool(setting) and all(
-            isinstance(each, Mapping) for each in setting)
-        settings = setting if conditional else [{"value": setting}]
-        table: dict[str, Any] = {}
-        for each in settings:
-            part, value = each.get("filter"), self._numbers(field, each.get("value"))
-            if part not in (None, "*"):
-                table.setdefault(f"*{part}*", value)
+            if name in _QUIET or (name in of_models and name == "weight"):
                 continue
-            if isinstance(value, list):  # what is in no layer has the first number there
-                table.setdefault(_LAYERS, value)
-                value = value[0]
-            table.setdefault("*", value)
-        return table["*"] if table.keys() == {"*"} else table
+            if name in _FLAGS and name in shared:
+                self._want_one(field, name)
+            elif name in of_models:
+                told = self.known[option]
+                rows = [self._of(model, name, float, self._default(told)) for model in self.models]
+                found[option] = rows[0] if rows and all(
+                    row == rows[0] and isinstance(row, float) for row in rows) else rows
+            elif option not in self.known and name == "rescale" and self.method in _OF_MODELS:
+                self._want_no_rescaling(field)
+            elif name not in shared or (option not in self.known and name in _UNUSED):
+                self._known(field, name)
+                warnings.warn(f"{field}.{name} is ignored, as mergekit does: {self.method} "
+                              + ("takes it from the 'parameters' of the document or a slice"
+                                 if option in self.known else "does not use it"), stacklevel=6)
+            else:
+                self._known(field, name)
+                told = self.known[option]
+                found[option] = self._of(None, name, _kind(told), self._default(told))
+        if self.method == "slerp" and "t" not in found:
+            raise self.reader.wrong("parameters.t", "is missing: the place between the two models")
+        if flags := self._flags():
+            found["over"] = flags
+        return {**{name: value for name, value in _DEFAULTS.items() if name in self.known}, **found}
 
-    def _numbers(self, field: str, value: Any) -> Any:
+    def _of(self, model: _Model | None, name: str, kind: type, default: Any) -> Any:
+        """A parameter of a model, or of all of them."""
+        slices: list[Conditions] = []
+        last = "parameters"
+        for number, scopes in enumerate(self.shared):
+            asked: list[tuple[str | None, Any]] = []
+            for field, scope in ((model.own[number], *scopes) if model else scopes):
+                if name in scope and (not asked or asked[-1][0] is not None):
+                    last = field
+                    asked += self._read(f"{field}.{name}", scope[name], kind)
+            if not asked or (asked[-1][0] is not None and name != "weight"):
+                asked.append((None, default))
+            slices.append(asked)
         try:
-            return [float(each) for each in value] if isinstance(value, list) and value else (
-                float(value))
+            return spread(slices, self.given.lengths, lambda: self.reader.first_keys(self.models))
+        except KeyError as error:
+            raise self.reader.wrong(f"{last}.{name}", f"no condition holds for {error.args[0]!r}; "
+                                    "end with one that has no filter") from None
+
+    def _read(self, field: str, setting: Any, kind: type) -> Iterator[tuple[str | None, Any]]:
+        expected = {float: "a number or a list of them", int: "a whole number", bool: "true or "
+                    "false"}[kind]
+        try:
+            for part, value in conditions(setting):
+                values = value if isinstance(value, list) else [value]
+                read = [kind(each) for each in values]
+                if not read or (kind is not float and read != values):
+                    raise ValueError
+                yield part, read if isinstance(value, list) else read[0]
         except (TypeError, ValueError):
-            raise self.wrong(field, f"is {value!r}, expected a number or a list of them") from None
+            raise self.reader.wrong(field, f"is {setting!r}, expected {expected}, or conditions "
+                                    "with 'filter' and 'value'") from None
+
+    def _default(self, option: Option) -> Any:
+        return _DEFAULTS.get(option.name, ast.literal_eval(option.default))
+
+    def _known(self, field: str, name: str) -> None:
+        option = _RENAMED.get(name, name)
+        if option not in self.known and name not in _UNUSED:
+            near = suggest(option, self.known, n=1)
+            raise self.reader.wrong(f"{field}.{name}", f"{self.method} has no such parameter here"
+                                    + (f"; did you mean {near[0]!r}?" if near else ""))
+
+    def _want_one(self, field: str, name: str) -> None:
+        values = [scope[name] for scopes in self.shared for _, scope in scopes if name in scope]
+        if not isinstance(values[0], bool) or any(value != values[0] for value in values):
+            raise self.reader.wrong(f"{field}.{name}", f"is {values[0]!r}; it says what one vector "
+                                    "is, and is true or false for all layers here")
+
+    def _want_no_rescaling(self, field: str) -> None:
+        used = self.method != "task_arithmetic" and any(
+            scope.get("rescale") for scopes in self.shared for _, scope in scopes)
+        if used:
+            raise self.reader.wrong(f"{field}.rescale", f"{self.method} keeps what it does not "
+                                    "drop as it is here; leave it out, or use 'lambda'")
+
+    def _flags(self) -> str:
+        """What is one vector, where that is not the tensor."""
+        flags = {name: scope[name] for scopes in self.shared for _, scope in reversed(scopes)
+                 for name in _FLAGS if name in scope}
+        if self.method == "model_stock":
+            return "rows" if flags.get("filter_wise") else ""
+        if self.method != "nuslerp" or flags.get("nuslerp_flatten", True):
+            return ""
+        return "columns" if flags.get("nuslerp_row_wise") else "rows"
 
 
-def _one_minus(t: Any) -> Any:
-    if isinstance(t, Mapping):
-        return {pattern: _one_minus(value) for pattern, value in t.items()}
-    return [1 - value for value in t] if isinstance(t, list) else 1 - t
+def _kind(option: Option) -> type:
+    return bool if option.type.startswith("bool") else int if option.type == "int" else float

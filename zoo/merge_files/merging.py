@@ -18,7 +18,7 @@ from zoo.errors import FusionError, OptionError
 from zoo.fusion.merging import mixture, pooled, sort_tensors
 from zoo.fusion.rounding import rounded
 from zoo.fusion.stream import Merge, flat_part, run
-from zoo.fusion.weighting import Weight, resolve_weights
+from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
 from zoo.merge_files.folders import located, source, want_same_labels, written
 from zoo.options import checked
 from zoo.progress import task
@@ -78,6 +78,7 @@ def merge(
     states, start = opened[:len(inputs)], opened[-1] if base is not None else None
     parts = sort_tensors(spec, states, start)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
+    settings = resolve_options(spec, load(spec), values, parts.fused, len(states))
     first = states[0]
     like = {key: torch.empty(first.shape(key), device="meta", dtype=wanted if
                              wanted and key in weights else first.dtype(key))
@@ -95,7 +96,8 @@ def merge(
                       "can estimate them again and lets validation choose", stacklevel=2)
 
     job = Merge(load(spec), spec, states, start,
-                {key: weights[key] for key in parts.fused if key in like}, values, seed)
+                {key: weights[key] for key in parts.fused if key in like}, settings.common,
+                seed, own=settings.own)
     with written(out, places[0][0], made, bool(parts.norms)) as file, laid_out(
             like, file, aliases=first.aliases, metadata={"made_with": json.dumps(made)},
             max_shard_bytes=max_shard_bytes) as put:

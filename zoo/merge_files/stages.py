@@ -16,11 +16,12 @@ import torch
 from zoo.atomic import folder_beside
 from zoo.device import resolve_dtype
 from zoo.errors import DiskFull
-from zoo.fusion.weighting import resolve_weights
+from zoo.fusion.weighting import resolve_options, resolve_weights
 from zoo.merge_files.folders import located
 from zoo.merge_files.merging import merge
+from zoo.options import checked, options_of
 from zoo.progress import say
-from zoo.registry import find
+from zoo.registry import find, load
 from zoo.specs import FusionSpec
 from zoo.tensors import StoredTensors, open_tensors
 
@@ -100,9 +101,12 @@ def _check(order: list[Stage], out: Path) -> None:
         state = first[stage] = opened[one] if isinstance(one, str) else first[one]
         dtype = stage.arguments.get("dtype")
         wanted = None if dtype is None else resolve_dtype(dtype)
-        owner = find(stage.strategy, FusionSpec).name
+        spec = find(stage.strategy, FusionSpec)
         floating = [key for key in state if state.dtype(key).is_floating_point]
-        resolve_weights(stage.arguments.get("weight"), floating, len(stage.inputs), owner)
+        resolve_weights(stage.arguments.get("weight"), floating, len(stage.inputs), spec.name)
+        known = {option.name for option in options_of(spec)}
+        options = {name: value for name, value in stage.arguments.items() if name in known}
+        resolve_options(spec, load(spec), checked(spec, options), floating, len(stage.inputs))
         size[stage] = sum(
             torch.Size(state.shape(key)).numel()
             * (wanted if wanted and key in floating else state.dtype(key)).itemsize

@@ -263,7 +263,9 @@ def _fuse(recipe: Recipe, part: Fuse) -> None:
         net = _build(recipe, own) if layers and own else None
         if net is not None and own is not None:
             want_layers(net, own.backbone, layers)
-    arguments = {**part.arguments, "layer": None}  # these networks have other layers
+    # These networks have other layers and tensors.
+    arguments = {name: value for name, value in part.arguments.items() if name not in
+                 ("weight", *part.options) or "{" not in str(value)} | {"layer": None}
     fuse(members, spec.name, base=_network(len(given)) if "base" in spec.uses else None,
          data=_images(), **arguments)
 

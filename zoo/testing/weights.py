@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.fusion.merging import merge_states
 from zoo.fusion.stream import Merge, run
+from zoo.fusion.weighting import resolve_options
 from zoo.options import checked
 from zoo.registry import load
 from zoo.specs import FusionSpec
@@ -108,8 +109,9 @@ def cuts_do_not_matter(spec: FusionSpec) -> None:
     cut."""
     states, base = _states(spec), state_of(99)
     keys = [key for key, tensor in states[0].items() if tensor.is_floating_point()]
+    settings = resolve_options(spec, load(spec), checked(spec, {}), keys, len(states))
     merge = Merge(load(spec), spec, states, base if _has_base(spec) else None,
-                  {key: [1.0] * len(states) for key in keys}, checked(spec, {}),
+                  {key: [1.0] * len(states) for key in keys}, settings.common,
                   given=given(spec, torch.device("cpu")))
     if merge.scope not in ("slice", "rows"):
         return

@@ -12,7 +12,8 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.selection import Places, Seen, at_places, at_places_of, look
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
-    check_density,
+    densities,
+    for_members,
     is_small,
     is_whole,
     magnitudes,
@@ -21,6 +22,7 @@ from zoo.fusion.weights.task_vectors import (
     trimmed,
     without_largest,
 )
+from zoo.options import PerMember
 
 
 def breadcrumbs(
@@ -30,8 +32,8 @@ def breadcrumbs(
     key: str,
     weight: Sequence[float],
     measured: Sequence[Seen] = (),
-    density: float = 0.15,
-    gamma: float = 0.01,
+    density: PerMember = 0.15,
+    gamma: PerMember = 0.01,
     scale: float = 1.0,
     normalise: bool = False,
 ) -> Tensor:
@@ -47,29 +49,32 @@ def breadcrumbs(
     in the terms of mergekit: the paper's β is 1 − density − γ, counted in each layer as here.
 
     Options:
-        density: fraction of entries that stay, in (0, 1]; 1 keeps all
-        gamma: fraction of entries, the largest, that go first, in [0, 1)
+        density: fraction of entries that stay, in (0, 1]; 1 keeps all; or one per member
+        gamma: fraction of entries, the largest, that go first, in [0, 1); or one per member
         scale: λ on the sum; the paper has 0.3 for several members
         normalise: divide the sum by Σ wᵢ
     """
     start = widened(wanted_base("breadcrumbs", base))
-    vectors = masked("breadcrumbs", tensors, start, measured, density, gamma)
+    vectors = masked("breadcrumbs", tensors, start, measured, key, density, gamma)
     return start.add(summed("breadcrumbs", vectors, weight, key, normalise), alpha=scale)
 
 
 def masked(
     strategy: str, tensors: Sequence[Tensor], start: Tensor, measured: Sequence[Seen],
-    density: float, gamma: float,
+    key: str, density: PerMember, gamma: PerMember,
 ) -> Iterator[Tensor]:
     """The task vectors without their largest and smallest entries."""
-    check_density(strategy, density)
-    if not 0 <= gamma < 1:
-        raise OptionError(strategy, f"gamma is {gamma}, expected a fraction in [0, 1)")
-    places = _places(density, gamma)
+    stay = densities(strategy, density, len(tensors), key)
+    gone = for_members(gamma, len(tensors))
+    for member, fraction in enumerate(gone):
+        if not 0 <= fraction < 1:
+            raise OptionError(strategy, f"gamma is {fraction} for member {member + 1} in {key!r}, "
+                              "expected a fraction in [0, 1)")
+    places = _places(stay, gone)
     ends = [[0.0, float("inf")]] * len(tensors)
-    if density < 1:
+    if min(stay) < 1:
         ends = (at_places(measured, places) if measured else
-                [at_places_of(row, places) for row in magnitudes(start, *tensors)])
+                at_places_of(magnitudes(start, *tensors), places))
     for vector, (least, most) in zip(task_vectors(tensors, start), ends, strict=True):
         yield without_largest(trimmed(vector, least), most)
 
@@ -80,23 +85,24 @@ def measure(
     base: Tensor | None,
     shape: Sequence[int],
     measured: Sequence[Seen],
-    density: float,
-    gamma: float,
+    density: PerMember,
+    gamma: PerMember,
 ) -> Seen | None:
     """A slice's part in finding the least and the most |τ| of each member that stay."""
-    if density == 1 or is_small(tensors[0], shape):
+    stay = for_members(density, len(tensors))
+    if min(stay) == 1 or is_small(tensors[0], shape):
         return None
     start = widened(wanted_base("breadcrumbs", base))
-    return look(magnitudes, (start, *tensors), measured, _places(density, gamma),
-                whole=is_whole(tensors[0], shape))
+    return look(magnitudes, (start, *tensors), measured,
+                _places(stay, for_members(gamma, len(tensors))), whole=is_whole(tensors[0], shape))
 
 
-def _places(density: float, gamma: float) -> Places:
-    """Where in the order of magnitudes the band ends and begins."""
+def _places(density: Sequence[float], gamma: Sequence[float]) -> Places:
+    """Where in the order of magnitudes the band of each member ends and begins."""
 
-    def band(size: int) -> list[int]:
-        stay = int(density * size)
-        gone = min(int(gamma * size), size - stay)
+    def band(size: int, row: int) -> list[int]:
+        stay = int(density[row] * size)
+        gone = min(int(gamma[row] * size), size - stay)
         return [gone + stay, gone + 1] if stay else [0, 0]
 
     return band

@@ -13,6 +13,7 @@ from zoo.fusion.weights.breadcrumbs import masked
 from zoo.fusion.weights.selection import Seen
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import elected
+from zoo.options import PerMember
 
 
 def breadcrumbs_ties(
@@ -22,8 +23,8 @@ def breadcrumbs_ties(
     key: str,
     weight: Sequence[float],
     measured: Sequence[Seen] = (),
-    density: float = 0.15,
-    gamma: float = 0.01,
+    density: PerMember = 0.15,
+    gamma: PerMember = 0.01,
     scale: float = 1.0,
     normalise: bool = False,
     election: Literal["sum", "count"] = "sum",
@@ -34,13 +35,13 @@ def breadcrumbs_ties(
     there. Davari and Belilovsky 2023, arXiv:2312.06795; the combination is mergekit's.
 
     Options:
-        density: fraction of entries that stay, in (0, 1]; 1 keeps all
-        gamma: fraction of entries, the largest, that go first, in [0, 1)
+        density: fraction of entries that stay, in (0, 1]; 1 keeps all; or one per member
+        gamma: fraction of entries, the largest, that go first, in [0, 1); or one per member
         scale: λ on the merged task vector
         normalise: divide by the weights of the members that agree; off, they are summed
         election: the sign is that of the sum of the members' changes, or of the greater count
     """
     start = widened(wanted_base("breadcrumbs_ties", base))
-    vectors = masked("breadcrumbs_ties", tensors, start, measured, density, gamma)
+    vectors = masked("breadcrumbs_ties", tensors, start, measured, key, density, gamma)
     merged = elected(vectors, weight, normalise=normalise, election=election)
     return start.add(merged, alpha=scale)

@@ -13,12 +13,14 @@ from zoo.fusion.weights.masks import even_mask, in_steps
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
     Convention,
-    check_density,
+    densities,
+    for_members,
     l1_factors,
     l1_norms,
     summed,
     task_vectors,
 )
+from zoo.options import PerMember
 
 
 def dare_linear(
@@ -30,7 +32,7 @@ def dare_linear(
     measured: Sequence[Tensor] = (),
     offset: int = 0,
     seed: int = 0,
-    density: float = 0.5,
+    density: PerMember = 0.5,
     scale: float = 1.0,
     rescale: bool = True,
     convention: Literal["paper", "mergekit"] = "paper",
@@ -46,7 +48,8 @@ def dare_linear(
     2024, arXiv:2311.03099; mergekit makes up for what the mask took of the L1 norm instead.
 
     Options:
-        density: probability of keeping an entry, the paper's 1 − p, in (0, 1]; in steps of 2⁻¹⁶
+        density: probability of keeping an entry, the paper's 1 − p, in (0, 1]; in steps of 2⁻¹⁶;
+            or one per member
         scale: λ on the sum
         rescale: make up for what was dropped
         convention: by 1/density ("paper"), or to the L1 norm that each tensor had ("mergekit")
@@ -60,19 +63,18 @@ def dare_linear(
 
 def dropped(
     strategy: str, tensors: Sequence[Tensor], start: Tensor, measured: Sequence[Tensor],
-    stream: tuple[int, str], offset: int, density: float, rescale: bool, convention: Convention,
+    stream: tuple[int, str], offset: int, density: PerMember, rescale: bool, convention: Convention,
 ) -> Iterator[Tensor]:
     """The task vectors of DARE: each entry kept with a probability, and rescaled."""
-    check_density(strategy, density)
-    density = in_steps(density)
-    factors = [1 / density if rescale else 1.0] * len(tensors)
-    if rescale and convention == "mergekit" and density < 1:
+    chances = _chances(densities(strategy, density, len(tensors), stream[1]), len(tensors))
+    factors = [1 / chance if rescale else 1.0 for chance in chances]
+    if rescale and convention == "mergekit" and min(chances) < 1:
         factors = l1_factors(measured[0] if measured else _norms(tensors, start, stream, offset,
-                                                                 density))
-    for member, (vector, factor) in enumerate(
-            zip(task_vectors(tensors, start), factors, strict=True)):
-        if density < 1:
-            vector.mul_(even_mask(density, (*stream, member), offset, vector)).mul_(factor)
+                                                                 chances))
+    for member, (vector, chance, factor) in enumerate(
+            zip(task_vectors(tensors, start), chances, factors, strict=True)):
+        if chance < 1:
+            vector.mul_(even_mask(chance, (*stream, member), offset, vector)).mul_(factor)
         yield vector
 
 
@@ -85,19 +87,26 @@ def measure(
     shape: Sequence[int],
     offset: int,
     seed: int,
-    density: float,
+    density: PerMember,
     rescale: bool,
     convention: Convention,
 ) -> Tensor | None:
     """A slice's part in the L1 norms of each task vector, whole and masked: float64 [M, 2]."""
-    if measured or not rescale or convention == "paper" or density == 1:
+    if measured or not rescale or convention == "paper":
         return None
-    start = widened(wanted_base("dare", base))
-    return _norms(tensors, start, (seed, key), offset, in_steps(density))
+    chances = _chances(density, len(tensors))
+    if min(chances) == 1:
+        return None
+    return _norms(tensors, widened(wanted_base("dare", base)), (seed, key), offset, chances)
 
 
 def _norms(
-    tensors: Sequence[Tensor], start: Tensor, stream: tuple[int, str], offset: int, density: float
+    tensors: Sequence[Tensor], start: Tensor, stream: tuple[int, str], offset: int,
+    chances: Sequence[float],
 ) -> Tensor:
-    return l1_norms((vector, even_mask(density, (*stream, member), offset, vector))
+    return l1_norms((vector, even_mask(chances[member], (*stream, member), offset, vector))
                     for member, vector in enumerate(task_vectors(tensors, start)))
+
+
+def _chances(density: PerMember, members: int) -> list[float]:
+    return [in_steps(each) for each in for_members(density, members)]

@@ -12,6 +12,7 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.dare_linear import dropped
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import elected
+from zoo.options import PerMember
 
 
 def dare_ties(
@@ -23,7 +24,7 @@ def dare_ties(
     measured: Sequence[Tensor] = (),
     offset: int = 0,
     seed: int = 0,
-    density: float = 0.5,
+    density: PerMember = 0.5,
     scale: float = 1.0,
     rescale: bool = True,
     convention: Literal["paper", "mergekit"] = "paper",
@@ -37,7 +38,8 @@ def dare_ties(
     experiments also trim as TIES does.
 
     Options:
-        density: probability of keeping an entry, the paper's 1 − p, in (0, 1]; in steps of 2⁻¹⁶
+        density: probability of keeping an entry, the paper's 1 − p, in (0, 1]; in steps of 2⁻¹⁶;
+            or one per member
         scale: λ on the merged task vector
         rescale: make up for what was dropped
         convention: by 1/density ("paper"), or to the L1 norm that each tensor had ("mergekit")

@@ -12,6 +12,7 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.della_linear import MagPrune
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import elected
+from zoo.options import PerMember
 
 
 def della(
@@ -24,8 +25,8 @@ def della(
     offset: int = 0,
     shape: Sequence[int] | None = None,
     seed: int = 0,
-    density: float = 0.5,
-    epsilon: float = 0.15,
+    density: PerMember = 0.5,
+    epsilon: PerMember = 0.15,
     scale: float = 1.0,
     rescale: bool = True,
     ranks: Literal["exact", "binned"] = "exact",
@@ -39,8 +40,10 @@ def della(
     there. Deep et al. 2024, arXiv:2406.11617.
 
     Options:
-        density: mean probability of keeping an entry, in (0, 1]; 1 keeps all, whatever epsilon is
-        epsilon: how much more or less likely the largest and the smallest entry of a row are kept
+        density: mean probability of keeping an entry, in (0, 1]; 1 keeps all, whatever epsilon is;
+            or one per member
+        epsilon: how much more or less likely the largest and the smallest entry of a row are kept;
+            or one per member
         scale: λ on the merged task vector
         rescale: make up for what was dropped
         ranks: "exact", or "binned": magnitudes within 6 % of each other share a rank; faster

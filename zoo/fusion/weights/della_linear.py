@@ -18,13 +18,15 @@ from zoo.fusion.weights.ranks import Ranks, ranked
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
     Convention,
-    check_density,
+    densities,
+    for_members,
     is_small,
     l1_factors,
     l1_norms,
     summed,
     task_vectors,
 )
+from zoo.options import PerMember
 
 
 def della_linear(
@@ -37,8 +39,8 @@ def della_linear(
     offset: int = 0,
     shape: Sequence[int] | None = None,
     seed: int = 0,
-    density: float = 0.5,
-    epsilon: float = 0.15,
+    density: PerMember = 0.5,
+    epsilon: PerMember = 0.15,
     scale: float = 1.0,
     rescale: bool = True,
     ranks: Literal["exact", "binned"] = "exact",
@@ -61,8 +63,10 @@ def della_linear(
     makes up for what the mask took of the L1 norm.
 
     Options:
-        density: mean probability of keeping an entry, in (0, 1]; 1 keeps all, whatever epsilon is
-        epsilon: how much more or less likely the largest and the smallest entry of a row are kept
+        density: mean probability of keeping an entry, in (0, 1]; 1 keeps all, whatever epsilon is;
+            or one per member
+        epsilon: how much more or less likely the largest and the smallest entry of a row are kept;
+            or one per member
         scale: λ on the sum
         rescale: make up for what was dropped
         ranks: "exact", or "binned": magnitudes within 6 % of each other share a rank; faster
@@ -82,8 +86,8 @@ class MagPrune:
     """The pruning of DELLA. Fields: see `della_linear`; stream: seed and key."""
 
     strategy: str
-    density: float
-    epsilon: float
+    density: PerMember
+    epsilon: PerMember
     rescale: bool
     ranks: Ranks
     convention: Convention
@@ -95,17 +99,15 @@ class MagPrune:
         self, tensors: Sequence[Tensor], start: Tensor, measured: Sequence[Tensor]
     ) -> Iterator[Tensor]:
         """The pruned task vectors."""
-        check_density(self.strategy, self.density)
-        if self.density < 1 and not abs(self.epsilon) < self.density <= 1 - abs(self.epsilon):
-            raise OptionError(self.strategy, f"density ± epsilon is {self.density} ± "
-                              f"{self.epsilon}, expected both ends in (0, 1]")
-        by_norm = self.density < 1 and self.rescale and self.convention == "mergekit"
+        spans = self.spans(len(tensors))
+        self.check(spans)
+        by_norm = self.rescale and self.convention == "mergekit" and not _keep_all(spans)
         factors = [1.0] * len(tensors)
         if by_norm:
             factors = l1_factors(measured[0] if measured else self.norms(tensors, start))
         for member, vector in enumerate(task_vectors(tensors, start)):
-            if self.density < 1:
-                chances = self.chances(vector)
+            if spans[member][0] < 1:
+                chances = self.chances(vector, *spans[member])
                 vector.mul_(mask(chances, (*self.stream, member), self.offset))
                 if by_norm:
                     vector.mul_(factors[member])
@@ -115,11 +117,28 @@ class MagPrune:
 
     def norms(self, tensors: Sequence[Tensor], start: Tensor) -> Tensor:
         """The L1 norms of the task vectors, whole and masked: float64 [M, 2]."""
+        spans = self.spans(len(tensors))
         return l1_norms(
-            (vector, mask(self.chances(vector), (*self.stream, member), self.offset))
+            (vector, torch.ones_like(vector) if spans[member][0] == 1 else
+             mask(self.chances(vector, *spans[member]), (*self.stream, member), self.offset))
             for member, vector in enumerate(task_vectors(tensors, start)))
 
-    def chances(self, vector: Tensor) -> Tensor:
+    def spans(self, members: int) -> list[tuple[float, float]]:
+        """Density and epsilon of each member."""
+        return list(zip(for_members(self.density, members), for_members(self.epsilon, members),
+                        strict=True))
+
+    def check(self, spans: Sequence[tuple[float, float]]) -> None:
+        """Raises OptionError for densities and epsilons that do not fit."""
+        key = self.stream[1]
+        densities(self.strategy, self.density, len(spans), key)
+        for member, (density, epsilon) in enumerate(spans):
+            if density < 1 and not abs(epsilon) < density <= 1 - abs(epsilon):
+                raise OptionError(
+                    self.strategy, f"density ± epsilon is {density} ± {epsilon} for member "
+                    f"{member + 1} in {key!r}, expected both ends in (0, 1]")
+
+    def chances(self, vector: Tensor, density: float, epsilon: float) -> Tensor:
         """The probability of keeping each entry, shaped like the vector."""
         magnitudes = vector.abs().float()
         if self.convention == "mergekit" and len(self.shape) > 2:
@@ -130,7 +149,7 @@ class MagPrune:
             ranks = ranks.reshape(kernels.shape).transpose(1, 2)
         else:
             ranks = ranked(rows(magnitudes, self.shape), self.ranks)
-        chances = ranks.mul(2 * self.epsilon).add_(self.density - self.epsilon)
+        chances = ranks.mul(2 * epsilon).add_(density - epsilon)
         return chances.reshape(vector.shape).to(vector.dtype)
 
 
@@ -143,20 +162,24 @@ def measure(
     shape: Sequence[int],
     offset: int,
     seed: int,
-    density: float,
-    epsilon: float,
+    density: PerMember,
+    epsilon: PerMember,
     rescale: bool,
     ranks: Ranks,
     convention: Convention,
 ) -> Tensor | None:
     """Some rows' part in the L1 norms of each task vector, whole and masked: float64 [M, 2]."""
-    if (measured or not rescale or convention == "paper" or density == 1
-            or is_small(tensors[0], shape)):
+    if measured or not rescale or convention == "paper" or is_small(tensors[0], shape):
         return None
     start = widened(wanted_base("della", base))
     prune = MagPrune("della", density, epsilon, rescale, ranks, convention, (seed, key), offset,
                      tuple(shape))
-    return prune.norms(tensors, start)
+    return None if _keep_all(prune.spans(len(tensors))) else prune.norms(tensors, start)
+
+
+def _keep_all(spans: Sequence[tuple[float, float]]) -> bool:
+    """Whether nothing is dropped. spans: density and epsilon of each member."""
+    return all(density == 1 for density, _ in spans)
 
 
 def _taps(shape: Sequence[int]) -> int:

@@ -18,9 +18,9 @@ from zoo.errors import OptionError
 from zoo.fusion.precision import widened
 from zoo.fusion.weights.task_vectors import is_small
 
-# What is one vector: the whole tensor, or each row, which is one index of the first axis. A vector
-# is one row.
-Over: TypeAlias = Literal["tensor", "rows"]
+# What is one vector: the whole tensor; each row, which is one index of the first axis; or each
+# column, which runs along the first axis. A tensor of one axis is one row, and one column.
+Over: TypeAlias = Literal["tensor", "rows", "columns"]
 
 # Dot products over more entries of float32 would lose digits, and these stay in the cache.
 _BLOCK = 1 << 16
@@ -34,9 +34,13 @@ def measure(
     shape: Sequence[int] | None = None,
     over: Over = "tensor",
 ) -> Tensor | None:
-    """A slice's part in the tensor's Gram matrix, float64 [M, M]; None when it is known."""
+    """A slice's part in the tensor's Gram matrix, float64 [M, M], or in that of each column
+    [columns, M, M]; None when it is known."""
     if measured or over == "rows" or is_small(tensors[0], shape):
         return None
+    if over == "columns":
+        return gram_of_rows([columns(tensor, shape) for tensor in tensors],
+                            None if base is None else columns(base, shape))
     return gram(tensors, base)
 
 
@@ -68,6 +72,12 @@ def rows(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
     shape = tensor.shape if shape is None else shape
     width = math.prod(shape[1:]) if len(shape) > 1 else tensor.numel()
     return tensor.reshape(-1, max(width, 1))
+
+
+def columns(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
+    """Whole rows of a tensor of this shape as the columns' parts in them, [columns, rows]."""
+    shape = tensor.shape if shape is None else shape
+    return rows(tensor, shape).mT if len(shape) > 1 else tensor.reshape(1, -1)
 
 
 def weighted_sum(tensors: Sequence[Tensor], shares: Tensor, base: Tensor | None = None) -> Tensor:

@@ -62,10 +62,10 @@ def pcb(
     start = widened(wanted_base("pcb", base))
     first, second = divided(measured, _outer) if measured else ((), ())
     sizes = (at_places(first, _outer) if first else
-             [at_places_of(row, _outer) for row in magnitudes(start, *tensors)])
+             at_places_of(magnitudes(start, *tensors), _outer))
     balances = _balances(sizes, start, *tensors)
     counted = (at_places(second, _counting(ratio)) if second else
-               [at_places_of(row, _counting(ratio)) for row in balances])
+               at_places_of(balances, _counting(ratio)))
     merged, whole = torch.zeros_like(start), torch.zeros_like(start)
     for vector, balance, (small, large), (least, most), share in zip(
             task_vectors(tensors, start), balances, sizes, counted, weight, strict=True):
@@ -104,9 +104,9 @@ def _balances(sizes: Ends, start: Tensor, *tensors: Tensor) -> list[Tensor]:
         for vector, (small, large) in zip(vectors, sizes, strict=True)]
 
 
-def _outer(size: int) -> list[int]:
+def _outer(size: int, row: int) -> list[int]:
     return [size - int(size * _OUTLIERS), size - int(size * (1 - _OUTLIERS) - 1)]
 
 
 def _counting(ratio: float) -> Places:
-    return lambda size: [size - int(size * (1 - ratio)), 1]
+    return lambda size, row: [size - int(size * (1 - ratio)), 1]

@@ -95,7 +95,7 @@ def _selected(
         return
     places = _places(select_topk)
     seen = _selecting(measured)
-    least = (at_places(seen, places)[0] if seen else at_places_of(_varying(*tensors)[0], places))[0]
+    least = (at_places(seen, places) if seen else at_places_of(_varying(*tensors), places))[0][0]
     variance = _variance(tensors)
     chosen = variance.ge_(least).to(start.dtype)
     for vector in task_vectors(tensors, start):
@@ -128,7 +128,7 @@ def _varying(*tensors: Tensor) -> list[Tensor]:
 
 
 def _places(select_topk: float) -> Places:
-    return lambda size: [int(select_topk * size)]
+    return lambda size, row: [int(select_topk * size)]
 
 
 def _selecting(measured: Sequence[Seen | Tensor]) -> list[Seen]:

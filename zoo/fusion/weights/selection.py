@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The wanted places among so many values, counted from the largest, which is 1. What lies at place 0
-# is infinity.
-Places: TypeAlias = Callable[[int], Sequence[int]]
+# The wanted places among so many values of a row, given by its number, counted from the largest,
+# which is 1. What lies at place 0 is infinity.
+Places: TypeAlias = Callable[[int, int], Sequence[int]]
 Bracket: TypeAlias = tuple[float, float]
 
 # A tensor of no more entries is not worth passes: every piece of the engine is larger.
@@ -130,8 +130,8 @@ def complete(measured: Sequence[Seen], places: Places) -> bool:
     seen = measured[-1]
     return seen.exact and (len(measured) == 4 or all(
         place <= 0 or seen.at(row, slot, place) is not None
-        for slot, place in enumerate(_within(places, seen.size))
-        for row in range(len(seen.tallies))))
+        for row in range(len(seen.tallies))
+        for slot, place in enumerate(_within(places, seen.size, row))))
 
 
 def divided(
@@ -148,28 +148,32 @@ def at_places(measured: Sequence[Seen], places: Places) -> list[list[float]]:
     """The values at the wanted places of each row. measured: the sums of all passes."""
     seen = measured[-1]
     return [[_float(seen.at(row, slot, place), -_INFINITY - 1) if place > 0 else float("inf")
-             for slot, place in enumerate(_within(places, seen.size))]
+             for slot, place in enumerate(_within(places, seen.size, row))]
             for row in range(len(seen.tallies))]
 
 
-def at_places_of(row: Tensor, places: Places) -> list[float]:
-    """The same for one row of values that are all there, [n]."""
-    size = row.numel()
-    ascending = [size - place for place in _within(places, size)]  # from 0; size is infinity
-    if not size:
-        return [float("inf")] * len(ascending)
-    ordered = np.partition(row.cpu().numpy(), [place for place in ascending if place < size] or 0)
-    return [float(ordered[place]) if place < size else float("inf") for place in ascending]
+def at_places_of(rows: Sequence[Tensor], places: Places) -> list[list[float]]:
+    """The same for rows of values that are all there, each [n]."""
+    found = []
+    for number, row in enumerate(rows):
+        size = row.numel()
+        ascending = [size - place for place in _within(places, size, number)]  # size is infinity
+        inside = [place for place in ascending if place < size]
+        ordered = np.partition(row.cpu().numpy(), inside or 0) if size else ()
+        found.append([float(ordered[place]) if place < size else float("inf")
+                      for place in ascending])
+    return found
 
 
-def _within(places: Places, size: int) -> list[int]:
-    return [min(max(place, 0), size) for place in places(size)]
+def _within(places: Places, size: int, row: int) -> list[int]:
+    return [min(max(place, 0), size) for place in places(size, row)]
 
 
 def _picked(rows: Sequence[Tensor], places: Places) -> Seen:
     """The values at the places of rows that are all there."""
-    picked = np.array([at_places_of(row, places) for row in rows], np.float32)
-    above = np.array([_within(places, rows[0].numel())] * len(rows)) - 1
+    picked = np.array(at_places_of(rows, places), np.float32)
+    above = np.array([_within(places, row.numel(), number)
+                      for number, row in enumerate(rows)]) - 1
     return Seen(True, rows[0].numel(), above, [[Tally(_keys(value[None])) for value in row]
                                                for row in picked])
 
@@ -202,9 +206,9 @@ def _brackets(seen: Seen, places: Places, sampled: bool) -> list[list[Bracket]]:
     """Around each wanted place: what the sample leaves possible, or the bin that it is in."""
     dropped = _SAMPLED if sampled else _COUNTED
     brackets = []
-    for (tally,) in seen.tallies:
+    for number, (tally,) in enumerate(seen.tallies):
         row = []
-        for place in _within(places, seen.size):
+        for place in _within(places, seen.size, number):
             spread = (STRIDE * place * (1 - place / max(seen.size, 1))) ** 0.5 + STRIDE
             margin = int(_MARGIN * spread) if sampled else 0
             low, high = tally.largest(place + margin), tally.largest(place - margin)

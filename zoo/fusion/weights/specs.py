@@ -8,7 +8,10 @@ from typing import Any
 from zoo.specs import FusionSpec
 
 _BY_CONVENTION = {"convention": {"paper": "model", "mergekit": "tensor"}}
+# At random, nothing has to be known in the paper's form.
+_AT_RANDOM = {"convention": {"paper": "nothing", "mergekit": "tensor"}}
 _BY_ROWS = {"over": {"tensor": "slice", "rows": "rows"}}
+_BY_ROWS_OR_COLUMNS = {"over": {"tensor": "slice", "rows": "rows", "columns": "rows"}}
 
 
 def _spec(
@@ -43,8 +46,8 @@ WEIGHTS: tuple[FusionSpec, ...] = (
           "Shoemake 1985 (quaternions)", scope="slice", members=(2, 2), measure="gram",
           measured_over="tensor", idempotent=True),
     _spec("nuslerp", "A point on the arc between two members or their changes in a base",
-          "Goddard 2024, arXiv:2403.13257 (mergekit)", scope=_BY_ROWS, members=(2, 2),
-          can_use={"base"}, measure="gram", measured_over="tensor", symmetric=True,
+          "Goddard 2024, arXiv:2403.13257 (mergekit)", scope=_BY_ROWS_OR_COLUMNS,
+          members=(2, 2), can_use={"base"}, measure="gram", measured_over="tensor", symmetric=True,
           idempotent=True),
     _spec("multislerp", "The members' mean direction, at their mean length",
           "Goddard 2025, goddard.blog (mergekit)", scope="slice", members=(1, None),
@@ -58,16 +61,16 @@ WEIGHTS: tuple[FusionSpec, ...] = (
           measured_over="tensor", symmetric=True, idempotent=True),
     _spec("dare_linear", "Drop changes at random, rescale the rest, add",
           "Yu 2024, arXiv:2311.03099", scope="slice", members=(1, None), uses={"base"},
-          measure="dare_linear", measured_over=_BY_CONVENTION),
+          measure="dare_linear", measured_over=_AT_RANDOM),
     _spec("dare_ties", "Drop changes at random, rescale the rest, elect signs",
           "Yu 2024, arXiv:2311.03099", scope="slice", members=(1, None), uses={"base"},
-          measure="dare_linear", measured_over=_BY_CONVENTION),
+          measure="dare_linear", measured_over=_AT_RANDOM),
     _spec("della_linear", "Drop changes at random, small ones more often, rescale, add",
           "Deep 2024, arXiv:2406.11617", scope="rows", members=(1, None), uses={"base"},
-          measure="della_linear", measured_over=_BY_CONVENTION),
+          measure="della_linear", measured_over=_AT_RANDOM),
     _spec("della", "Drop changes at random, small ones more often, rescale, elect signs",
           "Deep 2024, arXiv:2406.11617", scope="rows", members=(1, None), uses={"base"},
-          measure="della_linear", measured_over=_BY_CONVENTION),
+          measure="della_linear", measured_over=_AT_RANDOM),
     _spec("breadcrumbs", "Drop the largest and the smallest changes, add the rest",
           "Davari 2023, arXiv:2312.06795", scope="slice", members=(1, None), uses={"base"},
           measure="breadcrumbs", measured_over="tensor", symmetric=True),

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.errors import OptionError
 from zoo.fusion.precision import widened
 from zoo.fusion.weights.selection import SMALL
+from zoo.options import PerMember
 
 Convention: TypeAlias = Literal["paper", "mergekit"]
 
@@ -144,7 +145,16 @@ def _add(total: Tensor | None, part: Tensor, factor: float = 1) -> Tensor:
     return total.add_(part, alpha=factor)
 
 
-def check_density(strategy: str, density: float) -> None:
-    """Raises OptionError for a density outside of (0, 1]."""
-    if not 0 < density <= 1:
-        raise OptionError(strategy, f"density is {density}, expected a fraction in (0, 1]")
+def densities(strategy: str, density: PerMember, members: int, key: str) -> list[float]:
+    """The density of each member. Raises OptionError for one outside of (0, 1]."""
+    values = for_members(density, members)
+    for member, value in enumerate(values):
+        if not 0 < value <= 1:
+            raise OptionError(strategy, f"density is {value} for member {member + 1} in {key!r}, "
+                              "expected a fraction in (0, 1]")
+    return values
+
+
+def for_members(option: PerMember, members: int) -> list[float]:
+    """One number per member, of an option that may be one for all."""
+    return [option] * members if isinstance(option, int | float) else list(option)

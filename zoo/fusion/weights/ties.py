@@ -13,7 +13,7 @@ from zoo.fusion.weights.selection import Places, Seen, at_places, at_places_of, 
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
     Convention,
-    check_density,
+    densities,
     elected,
     is_small,
     is_whole,
@@ -21,6 +21,7 @@ from zoo.fusion.weights.task_vectors import (
     task_vectors,
     trimmed,
 )
+from zoo.options import PerMember
 
 
 def ties(
@@ -30,7 +31,7 @@ def ties(
     key: str,
     weight: Sequence[float],
     measured: Sequence[Seen] = (),
-    density: float = 0.2,
+    density: PerMember = 0.2,
     scale: float = 1.0,
     convention: Literal["paper", "mergekit"] = "paper",
     normalise: bool = True,
@@ -49,21 +50,20 @@ def ties(
     left out.
 
     Options:
-        density: fraction of entries that the trim keeps, in (0, 1]
+        density: fraction of entries that the trim keeps, in (0, 1]; or one per member
         scale: λ on the merged task vector
         convention: trim over the flattened model ("paper") or each tensor ("mergekit")
         normalise: divide by the weights of the members that agree; off, they are summed
         election: the sign is that of the sum of the members' changes, or of the greater count
     """
-    check_density("ties", density)
+    kept = densities("ties", density, len(tensors), key)
     start = widened(wanted_base("ties", base))
     vectors = task_vectors(tensors, start)
-    if density < 1:
-        places = _places(density)
-        least = [values[0] for values in (
-            at_places(measured, places) if measured else
-            [at_places_of(row, places) for row in magnitudes(start, *tensors)])]
-        vectors = (trimmed(*pair) for pair in zip(vectors, least, strict=True))
+    if min(kept) < 1:
+        places = _places(kept)
+        least = (at_places(measured, places) if measured else
+                 at_places_of(magnitudes(start, *tensors), places))
+        vectors = (trimmed(vector, first) for vector, (first,) in zip(vectors, least, strict=True))
     merged = elected(vectors, weight, normalise=normalise, election=election)
     return start.add(merged, alpha=scale)
 
@@ -72,19 +72,20 @@ def measure(
     tensors: Sequence[Tensor],
     *,
     base: Tensor | None,
+    key: str,
     shape: Sequence[int],
     measured: Sequence[Seen],
-    density: float,
+    density: PerMember,
     convention: Convention,
 ) -> Seen | None:
     """A slice's part in finding the k-th largest |τ| of each member in the model or the tensor."""
-    check_density("ties", density)
-    if density == 1 or (convention == "mergekit" and is_small(tensors[0], shape)):
+    kept = densities("ties", density, len(tensors), key)
+    if min(kept) == 1 or (convention == "mergekit" and is_small(tensors[0], shape)):
         return None
     start = widened(wanted_base("ties", base))
-    return look(magnitudes, (start, *tensors), measured, _places(density),
+    return look(magnitudes, (start, *tensors), measured, _places(kept),
                 whole=convention == "mergekit" and is_whole(tensors[0], shape))
 
 
-def _places(density: float) -> Places:
-    return lambda size: [max(1, int(density * size))]
+def _places(kept: Sequence[float]) -> Places:
+    return lambda size, row: [max(1, int(kept[row] * size))]
