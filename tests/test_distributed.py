@@ -184,8 +184,7 @@ def test_a_process_that_accelerate_took_for_one_by_itself_is_told() -> None:
     code = ("import torch, zoo; from accelerate import PartialState; PartialState();"
             "zoo.transfer(zoo.backbone('mnist_cnn', num_classes=2, image_size=8, device='cpu'),"
             "torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4) % 2))")
-    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
-                   "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
                           text=True, timeout=120, check=False)
     assert "2 processes were started, and Accelerate took this one for one by itself" in done.stderr

@@ -78,8 +78,8 @@ def auto(
     """
     _check(budget, trials, penalty, errors, folds, head_epochs)
     if budget is not None and processes(models[0]).num_processes > 1:
-        raise OptionError("zoo/auto", f"budget is {budget}, and several processes would try as much "
-                          "as each has time for, and not the same; pass trials")
+        raise OptionError("zoo/auto", f"budget is {budget}, and several processes would try "
+                          "as much as each has time for, and not the same; pass trials")
     asked = wanted(strategies)
     size = max(model.image_size for model in models)
     given = load_data(data, role="train", image_size=size)

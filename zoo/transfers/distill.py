@@ -96,7 +96,8 @@ def soft_targets(batch: Batch, temperature: float, shares: Sequence[float] | Non
 
 def confidence(taught: Sequence[Taught], labels: Tensor) -> Tensor:
     """Each teacher's share of each image [K, B], from its cross-entropy L on the label, of its
-    probabilities at temperature 1: (1 - exp(Lₖ) / Σ exp(Lⱼ)) / (K - 1). Raises OptionError without labels."""
+    probabilities at temperature 1: (1 - exp(Lₖ) / Σ exp(Lⱼ)) / (K - 1). Raises OptionError
+    without labels."""
     if bool((labels < 0).any()):
         raise OptionError("zoo/distill", "the option 'weights' is 'confidence', which is measured "
                           "on labels, and the images have none; expected 'uniform' or numbers")
