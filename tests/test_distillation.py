@@ -130,6 +130,21 @@ def test_confidence_by_hand() -> None:
     assert torch.allclose(mixed.sum(1), torch.ones(12))
 
 
+def test_one_divergence_from_the_mixture_is_the_papers_weighted_sum_of_them() -> None:
+    """CA-MKD sums wₖ T² KL(teacherₖ ‖ student) over the teachers: the gradient is the same."""
+    generator = torch.Generator().manual_seed(5)
+    given = taught_batch(*(3 * torch.randn(12, 3, generator=generator) for _ in range(3)))
+    z = torch.randn(12, 3, generator=generator).requires_grad_()
+    (mine,) = torch.autograd.grad(divergence(z, soft_targets(given, 4.0, None), 4.0), z)
+    shares = confidence(given.taught, given.labels)
+    summed = torch.stack([
+        16 * share * functional.kl_div((z / 4).log_softmax(1), (each.logits / 4).softmax(1),
+                                       reduction="none").sum(1)
+        for share, each in zip(shares, given.taught, strict=True)]).sum(0).mean()
+    (theirs,) = torch.autograd.grad(summed, z)
+    assert torch.allclose(mine, theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize("weights", ["confidence", [2.0, 0.0], "uniform"])
 def test_shares_decide_who_is_heard(weights: Any) -> None:
     right, wrong, student = net(1), net(2), net()

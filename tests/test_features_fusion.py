@@ -104,13 +104,30 @@ def test_attention_is_the_papers_pooling() -> None:
     module, given = built("attention", hidden=6, heads=1, queries=2), features("attention")
     z = torch.cat([project(one) for project, one
                    in zip(module.projections, given, strict=True)], 1)  # (B, 12, 6)
-    wq, wk, wv = module.attention.in_proj_weight.chunk(3)
+    wq, wk, wv, wo, wf = (layer.weight / 6**0.5 for layer in (
+        module.query, module.key, module.value, module.out, module.feed_forward[0]))
     s = module.queries
     weights = ((s @ wq.T) @ (z @ wk.T).mT / 6**0.5).softmax(2)  # (B, 2, 12)
-    attended = module.attention.out_proj(weights @ (z @ wv.T))
+    attended = weights @ (z @ wv.T) @ wo.T
     h = nn.functional.layer_norm(s + attended, (6,))
-    expected = nn.functional.layer_norm(h + (module.feed_forward[0](h)).relu(), (6,))
+    expected = nn.functional.layer_norm(h + (h @ wf.T).relu(), (6,))
     torch.testing.assert_close(module(given), expected.flatten(1))
+
+
+def test_a_step_of_adam_moves_attention_by_little_behind_its_projections() -> None:
+    """By its rate, and not by its rate over weights that are small: those move four times as far
+    here, and lose ten points on real features at a rate of 1e-2."""
+    torch.manual_seed(0)
+    module, head = Attention([64]), nn.Linear(256, 4)
+    module.projections.requires_grad_(False)
+    tokens, labels = torch.randn(64, 8, 64), torch.arange(64) % 4
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    before = module([tokens]).detach()
+    nn.functional.cross_entropy(head(module([tokens])), labels).backward()
+    optimizer.step()
+    moved = float((module([tokens]).detach() - before).norm() / before.norm())
+    assert 0.01 < moved < 0.4, moved
 
 
 def test_the_order_of_a_members_tokens_does_not_matter() -> None:

@@ -35,6 +35,7 @@ from zoo.features import evaluating
 from zoo.measures import mcnemar, measure, paired_gain, wilson
 from zoo.model import Model
 from zoo.progress import Advance, say, task
+from zoo.training.processes import processes
 
 _TRIALS = 30
 # Images times epochs of a head, by default.
@@ -65,7 +66,8 @@ def auto(
     OptionError, DataError for too few images, FusionError where nothing asked for can fuse these.
 
     Options:
-        budget: seconds for trying, beside those for the members' features; may run over by one try
+        budget: seconds for trying, beside those for the members' features; may run over by one
+            try; not where several processes train together
         trials: how many candidates are tried beside the single members, by default 30
         strategies: names or patterns of those to try, ["mean", "acme/*"]; by default all
         penalty: points of accuracy that a candidate pays for each doubling of its cost
@@ -75,6 +77,9 @@ def auto(
         head_epochs: of training a fusion of features; by default 20, fewer from 2,000 images on
     """
     _check(budget, trials, penalty, errors, folds, head_epochs)
+    if budget is not None and processes(models[0]).num_processes > 1:
+        raise OptionError("zoo/auto", f"budget is {budget}, and several processes would try "
+                          "as much as each has time for, and not the same; pass trials")
     asked = wanted(strategies)
     size = max(model.image_size for model in models)
     given = load_data(data, role="train", image_size=size)

@@ -68,7 +68,8 @@ class Loop:
         self.wrapped: torch.nn.Module = self.objective
         self.accelerator: Accelerator | None = None
         if stream.world > 1:  # one process needs none of it, nor its settings for the whole process
-            idle = DistributedDataParallelKwargs(find_unused_parameters=result.model.unpooled)
+            idle = DistributedDataParallelKwargs(
+                find_unused_parameters=self.objective.trunk and result.model.unpooled)
             self.accelerator = Accelerator(device_placement=False, kwargs_handlers=[idle])
             self.wrapped = self.accelerator.prepare(self.objective)
 
@@ -98,8 +99,11 @@ class Loop:
         kept.restore_best()
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
-        # An epoch's random numbers depend on the epoch alone: a resumed run is the same run.
-        seed(hash((self.settings.seed, self.number, epoch)) % 2**63, self.device)
+        # An epoch's random numbers depend on the epoch alone: a resumed run is the same run. Each
+        # process has its own, or what they draw would be the same noise on different images.
+        rank = self.stream.rank
+        seed(hash((self.settings.seed, self.number, epoch, *([rank] if rank else []))) % 2**63,
+             self.device)
         objective, optimizer, scheduler = self.wrapped, self.optimizer, self.scheduler
         clip, steps = self.settings.clip_grad, self.stream.steps
         objective.train()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from zoo.datasets import ImageData, load_data
 from zoo.errors import DataError, OptionError, TrainingError
@@ -31,6 +30,7 @@ from zoo.training.cutting import Cut, find_cut
 from zoo.training.loop import Judge, Loop, Transferred
 from zoo.training.loop import seed as set_seed
 from zoo.training.losses import criterion
+from zoo.training.processes import processes
 from zoo.training.settings import Settings
 from zoo.training.streams import Stream
 from zoo.transfers.objective import Objective, Phase
@@ -118,8 +118,7 @@ def transfer(
     with _only_training(result, teachers), torch.random.fork_rng(devices=own):
         set_seed(seed, model.device)
         _prepare_model(model, train_set, activation, result)
-        state = PartialState()
-        _want_same_device(model, state)
+        state = processes(model)
         kept = Checkpoint(checkpoint, {} if checkpoint is None else {
             "method": spec.name, "options": values, **asdict(settings), "activation": activation,
             "model": model.name, "parameters": sum(p.numel() for p in model.parameters()),
@@ -149,7 +148,7 @@ def _train(
     lengths = _lengths(result.method, phases, settings.epochs)
     _want_views(result, phases, settings)
     checkpoint.restore_model(model, result.history)
-    state = PartialState()
+    state = processes(model)
     for number, (phase, epochs) in enumerate(zip(phases, lengths, strict=True)):
         if number < checkpoint.phase:
             continue
@@ -274,15 +273,6 @@ def _check_teachers(model: Model, spec: TransferSpec, teachers: Sequence[Model])
             raise OptionError(spec.name, f"the teacher {teacher!r} is not a zoo.Model")
         if teacher is model:
             raise OptionError(spec.name, "a model cannot be its own teacher; pass a copy")
-
-
-def _want_same_device(model: Model, state: PartialState) -> None:
-    """Each of several processes has a device of its own, and its model must be there."""
-    device = torch.device(state.device)
-    if state.num_processes > 1 and (model.device.type, model.device.index or 0) != (
-            device.type, device.index or 0):
-        raise TrainingError(f"process {state.process_index} has the device {device}, and its model "
-                            f"is on {model.device}; move it there: model.to({str(device)!r})")
 
 
 def _prepare_model(

@@ -2,7 +2,7 @@
 
 Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531. Teachers
 weighted by image: Zhang et al. 2022, "Confidence-Aware Multi-Teacher Knowledge Distillation",
-arXiv:2201.00007.
+arXiv:2201.00007; its term on answers, without the one on features.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def soft_targets(batch: Batch, temperature: float, shares: Sequence[float] | Non
 
 
 def confidence(taught: Sequence[Taught], labels: Tensor) -> Tensor:
-    """Each teacher's share of each image [K, B], from its cross-entropy L on the label:
-    (1 - exp(Lₖ) / Σ exp(Lⱼ)) / (K - 1). Raises OptionError without labels."""
+    """Each teacher's share of each image [K, B], from its cross-entropy L on the label, of its
+    probabilities at temperature 1: (1 - exp(Lₖ) / Σ exp(Lⱼ)) / (K - 1). Raises OptionError
+    without labels."""
     if bool((labels < 0).any()):
         raise OptionError("zoo/distill", "the option 'weights' is 'confidence', which is measured "
                           "on labels, and the images have none; expected 'uniform' or numbers")

@@ -1,5 +1,7 @@
 """Pooling by multihead attention: Lee et al. 2019, "Set Transformer: A Framework for
-Attention-based Permutation-Invariant Neural Networks", arXiv:1810.00825."""
+Attention-based Permutation-Invariant Neural Networks", arXiv:1810.00825. Its weights are scaled
+when they are used: Karras et al. 2018, "Progressive Growing of GANs for Improved Quality,
+Stability, and Variation", arXiv:1710.10196, section 4.1."""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zoo.errors import OptionError
 
@@ -15,7 +18,10 @@ class Attention(nn.Module):
     """Learned queries S gather what they attend to among the tokens Z of all members:
     LN(H + rFF(H)) with H = LN(S + Multihead(S, Z, Z)), the paper's PMA.
 
-    Each member's tokens are layer-normalised and projected to one width first.
+    Each member's tokens are layer-normalised and projected to one width first. Behind that every
+    layer has weights as large as one, divided by the root of its width when they are used: a step
+    of Adam is as large as the learning rate whatever the weights are, and weights that are small by
+    themselves would be others after a few.
 
     dims: D of each member. Takes their tokens, each [B, Nᵢ, Dᵢ], and gives [B, queries · hidden].
     Raises OptionError when an option is not positive or hidden is no multiple of heads.
@@ -38,15 +44,35 @@ class Attention(nn.Module):
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden)) for dim in dims)
         self.queries = nn.Parameter(torch.empty(1, queries, hidden))
         nn.init.xavier_uniform_(self.queries)
-        self.attention = nn.MultiheadAttention(hidden, heads, batch_first=True)
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (_Scaled(hidden, hidden) for _ in range(4))
         self.norm1 = nn.LayerNorm(hidden)
-        self.feed_forward = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU())
+        self.feed_forward = nn.Sequential(_Scaled(hidden, hidden), nn.ReLU())
         self.norm2 = nn.LayerNorm(hidden)
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         z = torch.cat([project(one) for project, one
                        in zip(self.projections, tokens, strict=True)], 1)  # (B, ΣN, hidden)
         s = self.queries.expand(len(z), -1, -1)  # (B, queries, hidden)
-        h = self.norm1(s + self.attention(s, z, z, need_weights=False)[0])
+        h = self.norm1(s + self._attend(s, z))
         pooled: Tensor = self.norm2(h + self.feed_forward(h))
         return pooled.flatten(1)  # (B, queries · hidden)
+
+    def _attend(self, s: Tensor, z: Tensor) -> Tensor:
+        """The paper's Multihead(S, Z, Z), (B, queries, hidden)."""
+        query, key, value = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer, x in
+                             ((self.query, s), (self.key, z), (self.value, z)))  # (B, heads, N, d)
+        gathered = functional.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
+        return out
+
+
+class _Scaled(nn.Linear):
+    """A linear layer whose weights have variance 1 at the start."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x / self.in_features**0.5, self.weight, self.bias)
