@@ -112,8 +112,8 @@ def main() -> None:
     assert test.labels is not None
     without = train.subset((train.labels != THREE).nonzero()[:, 0])
     shared = {"schedule": "cosine", "precision": "bfloat16"}
-    # Chosen on the last 10,000 training images, with all networks trained on the others.
     for_teacher = {**shared, "batch_size": 250, "lr": 1e-3}
+    # Chosen on the last 10,000 training images, with all networks trained on the others.
     for_students = {**shared, "batch_size": 100, "lr": 2e-3}
     soft = {"temperature": asked.temperature, "alpha": asked.alpha}
 
