@@ -61,7 +61,7 @@ def seen_in(rows: Sequence[Tensor], places: selection.Places, piece: int) -> tup
 def test_the_places_are_those_of_sorting(kind: str, piece: int) -> None:
     rows = [VALUES[kind](seed) for seed in (1, 2)]
 
-    def places(size: int) -> list[int]:
+    def places(size: int, row: int) -> list[int]:
         return [1, size // 5, size // 5 + 1, size, size + 9, 0]
 
     measured = seen_in(rows, places, piece)
@@ -70,28 +70,40 @@ def test_the_places_are_those_of_sorting(kind: str, piece: int) -> None:
     for row in rows:
         descending = np.sort(row.numpy())[::-1]
         expected.append([float(value) for value in descending[[0, N // 5 - 1, N // 5, -1, -1]]])
-    for found in (at_places(measured, places), [at_places_of(row, places) for row in rows]):
+    for found in (at_places(measured, places), at_places_of(rows, places)):
         assert [values[:5] for values in found] == expected
         assert all(values[5] == float("inf") for values in found)
 
 
+def test_each_row_has_places_of_its_own() -> None:
+    rows = [draw(1), draw(2)]
+
+    def places(size: int, row: int) -> list[int]:
+        return [size // (2 + 3 * row)]
+
+    expected = [[float(row.sort(descending=True).values[N // part - 1])]
+                for row, part in zip(rows, (2, 5), strict=True)]
+    assert at_places(seen_in(rows, places, 70_001), places) == expected
+    assert at_places_of(rows, places) == expected
+
+
 def test_what_is_noted_stays_little() -> None:
-    measured = seen_in([draw(1)], lambda size: [size // 5], 50_000)
+    measured = seen_in([draw(1)], lambda size, row: [size // 5], 50_000)
     inside = sum(len(keys) for keys, _ in measured[1].tallies[0][0]._parts)
     assert 0 < inside < N / 8
-    equal = seen_in([torch.full((N,), 3.0)], lambda size: [size // 5], 50_000)
+    equal = seen_in([torch.full((N,), 3.0)], lambda size, row: [size // 5], 50_000)
     assert sum(len(keys) for keys, _ in equal[1].tallies[0][0]._parts) <= 4
-    assert at_places(equal, lambda size: [size // 5]) == [[3.0]]
+    assert at_places(equal, lambda size, row: [size // 5]) == [[3.0]]
 
 
 def test_nothing_has_no_places() -> None:
-    assert at_places_of(torch.zeros(0), lambda size: [1, 0]) == [float("inf")] * 2
-    measured = seen_in([torch.zeros(0)], lambda size: [1], 10)
-    assert at_places(measured, lambda size: [1]) == [[float("inf")]]
+    assert at_places_of([torch.zeros(0)], lambda size, row: [1, 0]) == [[float("inf")] * 2]
+    measured = seen_in([torch.zeros(0)], lambda size, row: [1], 10)
+    assert at_places(measured, lambda size, row: [1]) == [[float("inf")]]
 
 
 def test_a_second_selection_follows_the_first() -> None:
-    def places(size: int) -> list[int]:
+    def places(size: int, row: int) -> list[int]:
         return [size // 3]
 
     first, second = seen_in([draw(1)], places, N), seen_in([draw(2)], places, N)
@@ -101,7 +113,7 @@ def test_a_second_selection_follows_the_first() -> None:
     alone = look(lambda row: [row], [draw(3)], (), places, whole=True)
     assert alone is not None
     assert divided((alone, *second), places) == ((alone,), second)
-    assert at_places((alone,), places)[0] == at_places_of(draw(3), places)
+    assert at_places((alone,), places) == at_places_of([draw(3)], places)
 
 
 def test_small_tensors_reach_the_merge_whole() -> None:

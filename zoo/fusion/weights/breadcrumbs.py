@@ -20,6 +20,7 @@ from zoo.fusion.weights.task_vectors import (
     summed,
     task_vectors,
     trimmed,
+    whose,
     without_largest,
 )
 from zoo.options import PerMember
@@ -68,8 +69,8 @@ def masked(
     gone = for_members(gamma, len(tensors))
     for member, fraction in enumerate(gone):
         if not 0 <= fraction < 1:
-            raise OptionError(strategy, f"gamma is {fraction} for member {member + 1} in {key!r}, "
-                              "expected a fraction in [0, 1)")
+            raise OptionError(strategy, f"gamma is {fraction}{whose(gone, member, key)}, expected "
+                              "a fraction in [0, 1)")
     places = _places(stay, gone)
     ends = [[0.0, float("inf")]] * len(tensors)
     if min(stay) < 1:

@@ -25,6 +25,7 @@ from zoo.fusion.weights.task_vectors import (
     l1_norms,
     summed,
     task_vectors,
+    whose,
 )
 from zoo.options import PerMember
 
@@ -135,8 +136,8 @@ class MagPrune:
         for member, (density, epsilon) in enumerate(spans):
             if density < 1 and not abs(epsilon) < density <= 1 - abs(epsilon):
                 raise OptionError(
-                    self.strategy, f"density ± epsilon is {density} ± {epsilon} for member "
-                    f"{member + 1} in {key!r}, expected both ends in (0, 1]")
+                    self.strategy, f"density ± epsilon is {density} ± {epsilon}"
+                    f"{whose(spans, member, key)}, expected both ends in (0, 1]")
 
     def chances(self, vector: Tensor, density: float, epsilon: float) -> Tensor:
         """The probability of keeping each entry, shaped like the vector."""

@@ -150,9 +150,14 @@ def densities(strategy: str, density: PerMember, members: int, key: str) -> list
     values = for_members(density, members)
     for member, value in enumerate(values):
         if not 0 < value <= 1:
-            raise OptionError(strategy, f"density is {value} for member {member + 1} in {key!r}, "
-                              "expected a fraction in (0, 1]")
+            raise OptionError(strategy, f"density is {value}{whose(values, member, key)}, expected "
+                              "a fraction in (0, 1]")
     return values
+
+
+def whose(values: Sequence[object], member: int, key: str) -> str:
+    """Which member has a value, and in which tensor, for a message; nothing where all have it."""
+    return f" for member {member + 1} in {key!r}" if len(set(values)) > 1 else ""
 
 
 def for_members(option: PerMember, members: int) -> list[float]:
