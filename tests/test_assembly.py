@@ -246,8 +246,8 @@ class TestWeights:
 
     @pytest.mark.parametrize(("members", "message"), [
         (lambda: [build("test_vit"), build("test_resnet")],
-         "timm/test_vit.r160_in1k is timm/test_vit and timm/test_resnet.r160_in1k is "
-         "timm/test_resnet, and weights fuse only within one architecture. 'concat' and 'gated'"),
+         "timm/test_vit.r160_in1k and timm/test_resnet.r160_in1k differ in their architecture, and "
+         "weights fuse only within one architecture. 'concat' and 'gated'"),
         (lambda: [build(), build(activation="relu")],
          r"\(member 1\) is timm/test_vit and .* \(member 2\) is timm/test_vit with relu"),
         (lambda: [build(), zoo.fuse([build(), build()], "mean")],

@@ -90,6 +90,14 @@ def test_an_obviously_better_fusion_is_taken_and_fitted_on_all_data(trained: lis
     assert not best.training
 
 
+def test_what_had_no_turn_is_told(trained: list[Model]) -> None:
+    best = zoo.fuse(trained, "auto", data=images(40), strategies=["mean", "vote"], trials=1)
+    tried = {row["strategy"] for row in best.recipe["auto"]["ranking"]}
+    (other,) = {"zoo/mean", "zoo/vote"} - tried
+    assert best.recipe["auto"]["not_tried"][other] == "the trials ended before its turn"
+    assert not tried & best.recipe["auto"]["not_tried"].keys()
+
+
 def test_what_is_judged_was_not_learnt_from(trained: list[Model]) -> None:
     pixels, labels = images(60).batch(range(60))
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))

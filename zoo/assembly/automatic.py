@@ -115,7 +115,12 @@ def auto(
             ticks[0]()
             return found
 
-        halve(in_turn(specs), levels, attempt, limit, lambda one: one.kind, entering)
+        planned = in_turn(specs)
+        halve(planned, levels, attempt, limit, lambda one: one.kind, entering)
+    tried = {row["strategy"] for row in trying.rows}
+    limited = "budget" if budget is not None else "trials"
+    left_out |= {one.strategy: f"the {limited} ended before its turn" for one in planned
+                 if one.strategy not in tried}
     decision, model = trying.settle(errors, epochs)
     reason = in_words(decision, len(trying.finished), errors, penalised=penalty > 0)
     say(f"auto: {reason}")

@@ -104,10 +104,12 @@ def _check_architectures(strategy: str, members: Sequence[MemberFacts]) -> None:
     first = members[0]
     for member in members[1:]:
         if member.architecture != first.architecture:
-            raise FusionError(
-                strategy, f"{first.name} is {first.architecture} and {member.name} is "
-                f"{member.architecture}, and weights fuse only within one architecture",
-                ANY_ARCHITECTURE)
+            both = (f"{first.name} is {first.architecture} and {member.name} is "
+                    f"{member.architecture}")
+            if all(each.name.startswith(each.architecture) for each in (first, member)):
+                both = f"{first.name} and {member.name} differ in their architecture"
+            raise FusionError(strategy, f"{both}, and weights fuse only within one architecture",
+                              ANY_ARCHITECTURE)
 
 
 def _check_tensors(strategy: str, members: Sequence[MemberFacts]) -> None:
