@@ -156,6 +156,7 @@ class TestWhatGoesUp:
         card = ModelCard.load("me/fused")
         assert 'zoo.load("hf-hub:me/fused")' in card.text
         assert 'timm.create_model("hf-hub:me/fused", pretrained=True)' in card.text
+        assert 'pipeline("image-classification", model="me/fused")' in card.text
         assert "path/to" not in card.text
         assert hub.leaks == []
 

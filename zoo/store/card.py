@@ -89,6 +89,7 @@ def published(card: str, repository: str, licence: str | None) -> str:
 _ADDRESSES = {
     '"path/to/this/folder")  # or "hf-hub:org/name"': '"hf-hub:{}")',
     '"local-dir:path/to/this/folder"': '"hf-hub:{}"',
+    '"path/to/this/folder")': '"{}")',
 }
 
 
