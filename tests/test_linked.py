@@ -191,6 +191,27 @@ def test_a_trained_head_over_frozen_members(commits: list[str], tmp_path: Path) 
     assert torch.equal(answer(zoo.load(out, device="cpu")), answer(model))
 
 
+def test_a_member_in_shards(hub: Hub, tmp_path: Path) -> None:
+    member = zoo.fuse([net(1), net(2)], "mean")
+    hub.store.seed("org/large", zoo.save(member, tmp_path / "large", max_shard_bytes=400_000))
+    model = zoo.fuse(["hf-hub:org/large", net(3)], "mean", device="cpu")
+    with pytest.warns(UserWarning, match="no repository and commit are known of it"):
+        out = zoo.save(model, tmp_path / "out", link_members=True)
+    (link,) = config_of(out)["links"].values()
+    assert len(link["sha256"]) >= 3
+    assert "model.safetensors.index.json" in link["sha256"]
+    forget(tmp_path)
+    assert torch.equal(answer(zoo.load(out, device="cpu")), answer(model))
+
+
+def test_from_the_command_line(commits: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fuse", "hf-hub:org/a", "hf-hub:org/b", "--with", "vote", "--link-members",
+              "--device", "cpu", "-o", str(tmp_path / "out")])
+    assert not ended.value.code
+    assert [link["revision"] for link in config_of(tmp_path / "out")["links"].values()] == commits
+
+
 def test_a_fusion_inside_of_a_fusion(hub: Hub, commits: list[str], tmp_path: Path) -> None:
     """One that is carried on the Hub is pointed to as a whole, the members of one that is linked
     each where they are: no pointer leads to a pointer."""
