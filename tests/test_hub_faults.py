@@ -4,18 +4,16 @@ nothing is ever half there."""
 
 from __future__ import annotations
 
-import types
 from pathlib import Path
 
 import pytest
 from hub import Fault, Hub
+from hub.client import hurried
 from huggingface_hub import HfApi
 from small_models import saved
 
 import zoo
 from zoo.errors import HubError, WeightsError
-from zoo.hub import pushing
-from zoo.store import answers
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 # What an error tells the user to do.
@@ -31,10 +29,7 @@ PULL = {"info": 1, "tree": 1, "resolve": 5, "blob": 1}
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Nobody waits; the seconds that would have been waited."""
-    waited: list[float] = []
-    for module in (pushing, answers):
-        monkeypatch.setattr(module, "time", types.SimpleNamespace(sleep=waited.append))
-    return waited
+    return hurried(monkeypatch)
 
 
 @pytest.fixture(scope="module")

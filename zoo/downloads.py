@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from zoo.errors import WeightsError
@@ -25,6 +26,15 @@ def guard_client() -> None:
     if _want_names not in hooks["response"]:
         hooks["response"].append(_want_names)
         session.event_hooks = hooks
+
+
+def forget_store() -> None:
+    """Let the client ask anew where the Hub's Xet store is. It goes where it was told for as long
+    as the token lasts, also if nothing answers there."""
+    with suppress(ImportError, AttributeError):  # clients that keep nothing
+        from huggingface_hub.utils import _xet
+
+        _xet.XET_CONNECTION_INFO_CACHE.clear()
 
 
 def _want_names(response: Any) -> None:

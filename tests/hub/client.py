@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http, disable_progress_bars
+from huggingface_hub.utils import _http, _xet, disable_progress_bars
 
 from hub.server import Hub
+from zoo.hub import pushing
+from zoo.store import answers
 
 
 def settings(hub: Hub, home: Path, token: str = "") -> dict[str, str]:
@@ -39,7 +41,23 @@ def connect(hub: Hub, home: Path, patch: pytest.MonkeyPatch) -> None:
     impatient = types.SimpleNamespace(sleep=lambda seconds: None)
     for module in (_http, file_download):
         patch.setattr(module, "time", impatient)
+    patch.setenv("HF_XET_CACHE", str(home / "xet"))
+    patch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
+    renew_xet(patch)
     disable_progress_bars()
+
+
+def renew_xet(patch: pytest.MonkeyPatch) -> None:
+    """A session of hf-xet reads the environment once, and holds what it opened."""
+    patch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+
+
+def hurried(patch: pytest.MonkeyPatch) -> list[float]:
+    """Zoo does not wait either; the seconds that it would have."""
+    waited: list[float] = []
+    for module in (pushing, answers):
+        patch.setattr(module, "time", types.SimpleNamespace(sleep=waited.append))
+    return waited
 
 
 def environment(hub: Hub, home: Path, token: str = "") -> dict[str, str]:

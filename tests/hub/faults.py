@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-# Before the request is worked on: an answer that says no, or none. After it: the answer is lost,
-# comes late, ends half-way, or has other bytes in it.
-BEFORE = ("429", "500", "503", "drop")
+# Before the request is worked on: an answer that says no, none, or a page of somebody in between.
+# After it: the answer is lost, comes late, ends half-way, or has other bytes in it.
+BEFORE = ("401", "403", "404", "429", "500", "503", "drop", "page")
 AFTER = ("lost", "slow", "truncate", "corrupt")
 
 

@@ -127,7 +127,8 @@ class Repository:
 
 class Store:
     """Everything, behind one lock. page: entries of a listing. part: largest upload in one piece,
-    in bytes. xet: the folder of a local Xet store, for clients that use it."""
+    in bytes. xet: the folder of a local Xet store, for clients that use it. elsewhere: another
+    address that they are sent to instead."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -138,6 +139,7 @@ class Store:
         self.page = 1000
         self.part = 5 << 20
         self.xet: Path | None = None
+        self.elsewhere = ""
         self._count = itertools.count()
 
     def repository(self, name: str, caller: Caller) -> Repository:

@@ -336,9 +336,15 @@ def xet_token(request: Request, name: str, right: str, revision: str) -> Answer:
         raise Refused(404, "This Hub has no Xet")
     if right == "write" and not request.query.get("create_pr"):
         repository.want_write(request.caller)
-    told = {"casUrl": f"local://{request.hub.store.xet}", "exp": 1 << 40, "accessToken": "xet"}
+    told = {"casUrl": request.hub.store.elsewhere or f"local://{request.hub.store.xet}",
+            "exp": 1 << 40, "accessToken": "xet"}
     return Answer(200, told, {"X-Xet-Cas-Url": told["casUrl"], "X-Xet-Access-Token": "xet",
                               "X-Xet-Token-Expiration": str(told["exp"])})
+
+
+def xet_store(request: Request, _: str) -> Answer:
+    """A Xet store on the network, for the faults that it may have. It has nothing."""
+    raise Refused(404, "Not found")
 
 
 def resolve(request: Request, name: str, revision: str, path: str) -> Answer:
@@ -414,6 +420,7 @@ API: Routes = [
     ("POST", f"{_MODEL}/tag/{_ONE}", "tag", tag),
     ("GET", f"{_MODEL}/refs", "refs", refs),
     ("GET", f"{_MODEL}/xet-(read|write)-token/{_ONE}", "xet-token", xet_token),
+    ("GET|POST|PUT", "/xet/(.+)", "xet-store", xet_store),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", "lfs-batch", lfs_batch),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/verify", "lfs-verify", lfs_verify),
     ("POST", f"/complete/{_ONE}", "lfs-complete", complete),

@@ -91,6 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "drop":
             self._hang_up(endpoint)
             return
+        if fault == "page":
+            self._send(endpoint, Answer(200, b"<html>Please accept our terms.</html>"))
+            return
         if fault.isdigit():
             headers = {"Retry-After": "1"} if fault == "429" else {}
             self._send(endpoint, Answer(int(fault), {"error": f"fault {fault}"}, headers))

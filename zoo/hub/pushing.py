@@ -12,7 +12,7 @@ from zoo.errors import HubError, OptionError
 from zoo.hub.folder import Upload, folder_of, links_in, uploads
 from zoo.hub.repository import Standing, api_for, asked, repository_of, standing
 from zoo.model import Model
-from zoo.store.answers import ATTEMPTS, refusal, status_of, url_of
+from zoo.store.answers import ATTEMPTS, refusal, status_of, through_xet, url_of
 from zoo.store.contents import is_outdated
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def _commit(api: HfApi, name: str, files: Sequence[Upload], answer: Pushed, base
         except Exception as error:
             told = refusal(error, attempt)
             url, status = url_of(error), status_of(error)
-        at_commit = "/commit/" in url or not url
+            uploading = through_xet(error)
+        at_commit = not uploading and ("/commit/" in url or not url)
         # Whether the Hub said that it did nothing; otherwise nobody knows.
         undone = not at_commit or status not in (None, 500, 502, 504)
         ours = at_commit or "validate-yaml" in url  # the client repeats the others

@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ T = TypeVar("T")
 ATTEMPTS = 3
 _LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is told about instead
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=Bearer )\S+")
+_XET_TOKEN = re.compile(r"/xet-(read|write)-token/")
+_NO_XET = "set HF_HUB_DISABLE_XET=1 to do without Xet"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def refusal(error: Exception, attempt: int = 1) -> Refusal:
     """What went wrong, from whatever the client raised or wrapped."""
     chain = list(_chain(error))
     for each in chain:
-        if getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if _errno(each) in (errno.ENOSPC, errno.EDQUOT):
             return Refusal("disk", "the disk is full; make room, or set HF_HOME to a folder on "
                            "another disk, then run the same again")
     found = next((known for each in chain if (known := _known(each, attempt))), None)
@@ -69,6 +72,15 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return None
+
+
+def through_xet(error: BaseException) -> bool:
+    """Whether it comes out of hf-xet, which raises Python's own kinds of errors: only the client's
+    functions on the way there tell."""
+    return any("xet" in frame.f_code.co_name
+               and frame.f_globals.get("__name__", "").startswith("huggingface_hub.")
+               for each in _chain(error)
+               for frame, _ in traceback.walk_tb(each.__traceback__))
 
 
 def without_token(text: str, error: BaseException | None = None) -> str:
@@ -114,8 +126,8 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
     if isinstance(error, errors.OfflineModeIsEnabled) or "ConnectError" in names:
         return Refusal("offline", "the Hub cannot be reached; check the network, and that "
                        "HF_HUB_OFFLINE is not set")
-    if type(error) is ConnectionError:
-        return _xet(error)
+    if "TransportError" not in names and through_xet(error):
+        return _xet(error, attempt)
     if "TransportError" in names or isinstance(error, (ConnectionError, TimeoutError)):
         return Refusal("broken", "the connection to the Hub broke; run the same again, what is "
                        "there already is kept", 2.0 ** attempt)
@@ -123,39 +135,71 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
 
 
 def _status(error: Any, attempt: int) -> Refusal:
-    status = error.response.status_code
-    answer = error.response.headers.get("X-Error-Message") or getattr(error, "server_message", "")
+    response = error.response
+    answer = response.headers.get("X-Error-Message") or getattr(error, "server_message", "")
     said = without_token(str(answer or "").strip(". "), error)
-    told = f" ({said})" if said else ""
+    asked = str(response.headers.get("Retry-After") or "")
+    wait = float(asked) if asked.isdigit() else 2.0 ** attempt
+    try:
+        reads = response.request.method in ("GET", "HEAD")
+    except (AttributeError, RuntimeError):  # httpx's, where an answer has no request
+        reads = False
+    return _answered(response.status_code, url_of(error), reads, f" ({said})" if said else "",
+                     wait if wait <= _LONGEST_WAIT else None)
+
+
+def _answered(status: int, url: str, reads: bool, told: str, wait: float | None) -> Refusal:
     if status == 401:
         return Refusal("login", f"the Hub does not accept the login{told}; run `hf auth login` "
                        "with a new token")
+    if status in (402, 403) and reads:
+        return Refusal("rights", f"this login may not read that{told}; run `hf auth login` with a "
+                       "token of somebody who may, or ask its owner")
     if status in (402, 403):
         return Refusal("rights", f"this login may not do that{told}; use a token with the role "
                        "'write' of somebody who may, or open a pull request")
+    if status == 404 and _XET_TOKEN.search(url):
+        return Refusal("refused", "this Hub has no Xet, and the client goes the other way only if "
+                       "it is told; set HF_HUB_DISABLE_XET=1 and run the same again")
     if status == 412:
         return Refusal("changed", "somebody else has pushed to it meanwhile; look at it, then run "
                        "the same again")
     if status == 429 or status >= 500:
-        asked = str(error.response.headers.get("Retry-After") or "")
-        wait = float(asked) if asked.isdigit() else 2.0 ** attempt
         what = "asks to wait" if status == 429 else "has trouble"
         return Refusal("busy", f"the Hub {what} (HTTP {status}); try again in a few minutes, what "
-                       "is there already is kept", wait if wait <= _LONGEST_WAIT else None)
+                       "is there already is kept", wait)
     return Refusal("refused", f"the Hub refuses it (HTTP {status}){told}")
 
 
-def _xet(error: ConnectionError) -> Refusal:
-    """What hf-xet raises, after minutes of attempts of its own: a text with an HTTP status."""
-    status = re.search(r"\((\d{3}) ", str(error))
-    if status and status[1] == "404":
-        return Refusal("refused", "this Hub has no Xet, and the client goes the other way only if "
-                       "it is told; set HF_HUB_DISABLE_XET=1 and run the same again")
-    if status and status[1] in ("401", "403"):
-        return Refusal("rights", "this login may not do that; use a token with the role 'write' "
-                       "of somebody who may")
-    return Refusal("broken", "the connection to the Hub's store broke; run the same again, what "
-                   "is there already is kept, or set HF_HUB_DISABLE_XET=1 to do without Xet")
+def _xet(error: BaseException, attempt: int) -> Refusal:
+    """What hf-xet raises, after minutes of attempts of its own: of several kinds, and what it was
+    is in the text alone."""
+    said = _first_line(error)
+    found = re.search(r"\((\d{3}) [A-Z]", said)
+    status = int(found[1]) if found else 0
+    if (status in (401, 402, 403, 429) or status >= 500
+            or (status == 404 and _XET_TOKEN.search(said))):
+        reads = "/xet-read-token/" in said or "/reconstructions/" in said
+        return _answered(status, said, reads, "", None)
+    network = isinstance(error, (ConnectionError, TimeoutError)) or "sending request" in said
+    if network and not status:
+        return Refusal("broken", "the connection to the Hub's store broke; run the same again, "
+                       f"what is there already is kept, or {_NO_XET}")
+    if isinstance(error, ValueError):  # of the client, about where the store is
+        return Refusal("busy", "the Hub's answer about its store could not be read; run the same "
+                       f"again, or {_NO_XET}", 2.0 ** attempt)
+    if isinstance(error, OSError) and not network and type(error).__module__ == "builtins":
+        return Refusal("disk", f"Xet cannot use its files on this machine ({said}); look at the "
+                       f"folder that HF_XET_CACHE or HF_HOME names, or {_NO_XET}, then run the "
+                       "same again")
+    return Refusal("broken", f"the Hub's store failed, or has not all of the file ({said}); run "
+                   f"the same again, or {_NO_XET}")
+
+
+def _errno(error: BaseException) -> int | None:
+    """hf-xet has it in its text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
