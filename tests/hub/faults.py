@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 # Before the request is worked on: an answer that says no, none, or a page of somebody in between.
 # After it: the answer is lost, comes late, ends half-way, or has other bytes in it.
-BEFORE = ("401", "403", "404", "429", "500", "503", "drop", "page")
+BEFORE = ("400", "401", "403", "404", "429", "500", "503", "drop", "page")
 AFTER = ("lost", "slow", "truncate", "corrupt")
 
 

@@ -16,7 +16,7 @@ from zoo.downloads import forget_store, guard_client
 from zoo.errors import WeightsError
 from zoo.names import Address
 from zoo.progress import task
-from zoo.store.answers import patiently, refusal, through_xet
+from zoo.store.answers import patiently, refusal
 from zoo.store.arriving import Arrived, hashed_on_arrival
 from zoo.store.contents import CARD, CONFIG, FETCHED, NOT_FETCHED, ORIGIN
 from zoo.store.hashes import git_oid, sha256_of
@@ -83,8 +83,7 @@ def hub_folder(
                 ignore_patterns=list(NOT_FETCHED), tqdm_class=Hidden if quiet else None)))
     except Exception as error:
         failed = _why(error)
-        if through_xet(error):
-            forget_store()
+        forget_store()
     if failed:  # raised out here: what the client raised may hold the token
         raise WeightsError(f"{address} cannot be had: {failed}")
     for name, hash_ in (only or {}).items():
