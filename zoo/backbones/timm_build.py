@@ -14,7 +14,7 @@ from torch import nn
 
 from zoo.backbones.preprocessing import Preprocessing
 from zoo.backbones.timm_catalog import spdx
-from zoo.downloads import guard_client
+from zoo.downloads import forget_store, guard_client
 from zoo.errors import OptionError, WeightsError
 from zoo.tensors import sha256_file
 
@@ -95,6 +95,7 @@ def _fetch(name: str, config: PretrainedCfg) -> tuple[dict[str, Any], dict[str, 
         # Without a network this fails at once; timm's own download tries for 45 seconds.
         folder = snapshot_download(repository, allow_patterns=[filename])
     except Exception as error:
+        forget_store()
         raise _unreachable(name, repository, _reason(error)) from error
     file = Path(folder, filename)
     if not file.is_file():
