@@ -180,14 +180,32 @@ def test_all_processes_choose_the_same(taught: list[dict[str, Any]]) -> None:
     assert "several processes would try as much as each has time for" in taught[1]["error"]
 
 
+TRAIN = """import sys, torch, zoo
+if "--before" in sys.argv:
+    import accelerate
+    accelerate.PartialState()
+try:
+    zoo.transfer(zoo.backbone("mnist_cnn", num_classes=2, image_size=8, device="cpu"),
+                 torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4) % 2))
+except zoo.errors.TrainingError as error:
+    print(error, file=sys.stderr)
+"""
+
+
 def test_a_process_that_accelerate_took_for_one_by_itself_is_told() -> None:
-    code = ("import torch, zoo; from accelerate import PartialState; PartialState();"
-            "zoo.transfer(zoo.backbone('mnist_cnn', num_classes=2, image_size=8, device='cpu'),"
-            "torch.utils.data.TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4) % 2))")
-    environment = {**os.environ, "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
-                          text=True, timeout=120, check=False)
-    assert "2 processes were started, and Accelerate took this one for one by itself" in done.stderr
+    told = _two([sys.executable, "-c", TRAIN, "--before"],
+                {**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    for each in told:
+        assert "2 processes were started, and Accelerate took this one for one by itself" in each
+
+
+def test_what_a_cluster_sets_for_every_container_starts_nothing() -> None:
+    kept = {key: value for key, value in os.environ.items() if "RANK" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=120, check=False,
+        env={**kept, "WORLD_SIZE": "2", "RANK": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert "started" not in done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_each_process_has_its_own_noise(taught: list[dict[str, Any]]) -> None:

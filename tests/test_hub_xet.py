@@ -261,6 +261,23 @@ def test_a_full_disk_is_known_by_the_text_of_hf_xet() -> None:
     assert refusal(full).reason == "disk"
 
 
+def test_an_address_that_expired() -> None:
+    def expired() -> None:
+        raise RuntimeError("HTTP status client error (403 Forbidden) for url (https://store.example"
+                           "/xorbs/ab?X-Xet-Signed-Range=0&Signature=secret)")
+
+    # As hf-xet raises it, out of a function of the client.
+    frame: dict[str, object] = {"__name__": "huggingface_hub.file_download"}
+    exec("def xet_get(call): call()", frame)
+    with pytest.raises(RuntimeError) as caught:
+        frame["xet_get"](expired)  # type: ignore[operator]
+    told = refusal(caught.value)
+    assert told.reason == "broken"
+    assert "(HTTP 403); it may have expired: run the same again" in told.sentence
+    other = RuntimeError("task failed: https://store.example/xorbs/ab?Signature=secret, sorry")
+    assert "https://store.example/xorbs/ab?…, sorry" in refusal(other).sentence
+
+
 @pytest.mark.parametrize("way", ["switched off", "not installed"])
 def test_without_xet(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                      way: str) -> None:

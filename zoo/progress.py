@@ -1,8 +1,8 @@
 """Visible progress for long work, on stderr.
 
 Shown when stderr is a terminal; `ZOO_PROGRESS=1` always shows it and `ZOO_PROGRESS=0` never. Of
-several processes that train together (torchrun and `accelerate launch` number them in `RANK`) the
-first one shows it.
+several processes that train together (torchrun and `accelerate launch` number them in `RANK` and
+`LOCAL_RANK`) the first one shows it.
 Where it is shown and there is no terminal (the log of a CI run), each finished task is one line; a
 task inside another one stays silent, unless the log has been for ten seconds.
 """
@@ -82,7 +82,7 @@ def _tracked(
 
 
 def _shown() -> bool:
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("LOCAL_RANK") and os.environ.get("RANK", "0") != "0":
         return False
     return {"0": False, "1": True}.get(os.environ.get("ZOO_PROGRESS", ""), _on_terminal())
 

@@ -15,6 +15,7 @@ T = TypeVar("T")
 ATTEMPTS = 3
 _LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more is told about instead
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=Bearer )\S+")
+_SIGNED = re.compile(r"(https?://[^\s?]+)\?[^\s),]+")  # an address that is as good as a login
 _XET_TOKEN = re.compile(r"/xet-(read|write)-token/")
 _NO_XET = "set HF_HUB_DISABLE_XET=1 to do without Xet"
 
@@ -85,12 +86,12 @@ def through_xet(error: BaseException) -> bool:
 
 def without_token(text: str, error: BaseException | None = None) -> str:
     """The text with every token in it crossed out: that of the login, that of the failed request,
-    and whatever looks like one."""
+    whatever looks like one, and what follows the `?` of addresses."""
     from huggingface_hub import get_token
 
     for known in (get_token(), *(_sent(error) if error else ())):
         text = text.replace(known, "hf_…") if known else text
-    return _TOKEN.sub("hf_…", text)
+    return _SIGNED.sub(r"\1?…", _TOKEN.sub("hf_…", text))
 
 
 def _sent(error: BaseException) -> Iterator[str]:
@@ -144,7 +145,9 @@ def _status(error: Any, attempt: int) -> Refusal:
         reads = response.request.method in ("GET", "HEAD")
     except (AttributeError, RuntimeError):  # httpx's, where an answer has no request
         reads = False
-    return _answered(response.status_code, url_of(error), reads, f" ({said})" if said else "",
+    url = url_of(error)
+    reads = reads and "/xet-write-token/" not in url
+    return _answered(response.status_code, url, reads, f" ({said})" if said else "",
                      wait if wait <= _LONGEST_WAIT else None)
 
 
@@ -177,6 +180,9 @@ def _xet(error: BaseException, attempt: int) -> Refusal:
     said = _first_line(error)
     found = re.search(r"\((\d{3}) [A-Z]", said)
     status = int(found[1]) if found else 0
+    if status in (401, 402, 403) and "?…" in said:  # signed by the Hub, and for a while only
+        return Refusal("broken", f"the Hub's store does not take the address that the Hub gave "
+                       f"(HTTP {status}); it may have expired: run the same again, or {_NO_XET}")
     if (status in (401, 402, 403, 429) or status >= 500
             or (status == 404 and _XET_TOKEN.search(said))):
         reads = "/xet-read-token/" in said or "/reconstructions/" in said

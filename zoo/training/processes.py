@@ -18,16 +18,18 @@ def processes(model: Model) -> PartialState:
     Raises TrainingError for a model on another process' device, and where Accelerate was asked
     before and took the process for one by itself.
     """
-    started = int(os.environ.get("WORLD_SIZE", 1))
+    # A cluster may set WORLD_SIZE for every container; what starts processes numbers them here.
+    started = int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("LOCAL_RANK") else 1
     if started == 1:
         return PartialState()
     # Unless it is told, Accelerate takes a process without a GPU for one by itself.
-    state = PartialState(cpu=model.device.type == "cpu")
+    cpu = model.device.type == "cpu"
+    state = PartialState(cpu=cpu)
     if state.num_processes == 1:
         raise TrainingError(
             f"{started} processes were started, and Accelerate took this one for one by itself "
-            "before zoo asked; write accelerate.PartialState(cpu=True) at the top of the script, "
-            "or leave what asks Accelerate out")
+            f"before zoo asked; write accelerate.PartialState({'cpu=True' if cpu else ''}) at the "
+            "top of the script, or leave what asks Accelerate out")
     device = torch.device(state.device)
     if (model.device.type, model.device.index or 0) != (device.type, device.index or 0):
         raise TrainingError(f"process {state.process_index} has the device {device}, and its model "
