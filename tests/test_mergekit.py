@@ -185,3 +185,32 @@ def test_a_damaged_file_is_named() -> None:
     Path("m.yml").write_text(json.dumps([1]))
     with pytest.raises(RecipeError, match="expected a mapping"):
         read_mergekit("m.yml")
+
+
+@pytest.mark.filterwarnings("ignore:batch norm's statistics")
+def test_what_differs_between_layers_reaches_networks_with_running_statistics() -> None:
+    keys = [f"{part}.{name}" for part in ("blocks.0.bn", "blocks.1.bn", "blocks.2.bn", "bn2")
+            for name in ("weight", "running_mean", "running_var")]
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "a", "b"):
+        save_file({key: torch.rand(20, generator=generator) for key in keys},
+                  Path(name, "model.safetensors"))
+    config = {"merge_method": "ties", "base_model": "base", "models": two(
+        {"density": [0.2, 0.8]}, {"density": [{"filter": "running", "value": 0.1},
+                                              {"value": 0.5}]})}
+    merged(config)
+    found = load_file("out/model.safetensors")
+    by_name = {**dict.fromkeys(("blocks.0", "bn2"), 0.2), "blocks.1": 0.5, "blocks.2": 0.8}
+    for part, density in by_name.items():
+        key = next(key for key in keys if key.startswith(part) and key.endswith("weight"))
+        zoo.merge(["a", "b"], "ties", base="base", out="alone", density=[density, 0.5],
+                  convention="mergekit")
+        assert torch.equal(found[key], load_file("alone/model.safetensors")[key]), key
+    Path("two.yml").write_text(yaml.safe_dump_all([
+        {**config, "name": "one"}, {"merge_method": "linear", "models": [
+            {"model": "one"}, {"model": "a", "parameters": {"weight": 0.0}}]}]))
+    with pytest.raises(SystemExit) as end:
+        main(["merge", "--config", "two.yml", "-o", "again"])
+    assert end.value.code == 0
+    again = load_file("again/model.safetensors")
+    assert all(torch.equal(again[key], found[key]) for key in keys if key.endswith("weight"))

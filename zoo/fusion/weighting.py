@@ -51,13 +51,14 @@ class Settings:
 
 def resolve_options(
     spec: FusionSpec, strategy: Callable[..., Any], options: Mapping[str, Any],
-    keys: Collection[str], members: int,
+    keys: Collection[str], members: int, *, fused: Collection[str] | None = None,
 ) -> Settings:
     """Each tensor's options, those of the type `PerMember` one number per member.
 
     strategy: what `spec.build` names. options: as `checked` gives them. A `PerMember` is
     written like a weight (`resolve_weights`). Other numbers may be lists along the depth, and they
-    and truth values `{pattern: value}`.
+    and truth values `{pattern: value}`. keys: the tensors' keys, as for the weights. fused: those
+    of them that the strategy sees; None means all. Only these have options.
 
     Raises OptionError as `resolve_weights` does; and for what differs between tensors but decides
     what the strategy sees or measures of more than one of them.
@@ -66,6 +67,7 @@ def resolve_options(
     common: dict[str, Any] = {}
     differing: dict[str, dict[str, Any]] = {}
     depth_of = depths(keys)
+    fused = keys if fused is None else fused
     for name, value in options.items():
         if name in per_member:
             found: dict[str, Any] = dict(_for_members(name, value, depth_of, members, spec.name))
@@ -74,14 +76,14 @@ def resolve_options(
         else:
             common[name] = value
             continue
-        values = list(found.values())
+        values = [found[key] for key in fused]
         if all(each == values[0] for each in values):
             common[name] = values[0] if values else value
         else:
             differing[name] = found
     _want_by_tensor(spec, {**options, **common}, differing)
     return Settings(common, {key: {name: found[key] for name, found in differing.items()}
-                             for key in keys} if differing else {})
+                             for key in fused} if differing else {})
 
 
 def _want_by_tensor(
