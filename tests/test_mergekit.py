@@ -90,6 +90,24 @@ def test_nuslerp_says_by_two_flags_what_a_vector_is(flags: dict[str, bool], over
     assert read(merge_method="nuslerp", models=two(), parameters=flags).get("over") == over
 
 
+@pytest.mark.parametrize(("method", "flag", "value"), [
+    ("nuslerp", "nuslerp_flatten", False), ("nuslerp", "nuslerp_row_wise", True),
+    ("model_stock", "filter_wise", True)])
+def test_what_a_vector_is_holds_in_all_slices_or_is_refused(
+    method: str, flag: str, value: bool
+) -> None:
+    base = {"base_model": "base"} if method == "model_stock" else {}
+    config = sliced([0, 2], [2, 3], merge_method=method, **base)
+    config["slices"][1]["parameters"] = {flag: value}
+    with pytest.raises(RecipeError, match=rf"slices\[1\].parameters.{flag}: is .*for all layers"):
+        read(**config)
+    config["slices"][0]["parameters"] = {flag: value}  # both overrule the document
+    everywhere = {**config, "parameters": {flag: not value}}
+    assert read(**everywhere).get("over") == read(**config).get("over")
+    assert read(**sliced([0, 3], merge_method=method, **base), parameters={flag: value}).get(
+        "over") == read(**config).get("over")
+
+
 def test_what_mergekit_ignores_is_told() -> None:
     with pytest.warns(UserWarning, match=r"models\[0\].parameters.lambda is ignored, as mergekit"):
         found = read(merge_method="ties", base_model="base", models=two({"lambda": 0.5}))

@@ -358,10 +358,16 @@ class _Parameters:
                                     + (f"; did you mean {near[0]!r}?" if near else ""))
 
     def _want_one(self, field: str, name: str) -> None:
-        values = [scope[name] for scopes in self.shared for _, scope in scopes if name in scope]
-        if not isinstance(values[0], bool) or any(value != values[0] for value in values):
-            raise self.reader.wrong(f"{field}.{name}", f"is {values[0]!r}; it says what one vector "
-                                    "is, and is true or false for all layers here")
+        values = [self._flag(name, scopes) for scopes in self.shared]
+        if any(not isinstance(value, bool) or value != values[0] for value in values):
+            told = ", ".join(dict.fromkeys(map(repr, values)))
+            raise self.reader.wrong(f"{field}.{name}", f"is {told}; it says what one vector is, "
+                                    "and is true or false for all layers here")
+
+    def _flag(self, name: str, scopes: Sequence[tuple[str, Scope]]) -> Any:
+        """What a slice says, or mergekit's default."""
+        return next((scope[name] for _, scope in scopes if name in scope),
+                    name == "nuslerp_flatten")
 
     def _want_no_rescaling(self, field: str) -> None:
         used = self.method != "task_arithmetic" and any(
@@ -372,13 +378,12 @@ class _Parameters:
 
     def _flags(self) -> str:
         """What is one vector, where that is not the tensor."""
-        flags = {name: scope[name] for scopes in self.shared for _, scope in reversed(scopes)
-                 for name in _FLAGS if name in scope}
+        flags = {name: self._flag(name, self.shared[0]) for name in _FLAGS}
         if self.method == "model_stock":
-            return "rows" if flags.get("filter_wise") else ""
-        if self.method != "nuslerp" or flags.get("nuslerp_flatten", True):
+            return "rows" if flags["filter_wise"] else ""
+        if self.method != "nuslerp" or flags["nuslerp_flatten"]:
             return ""
-        return "columns" if flags.get("nuslerp_row_wise") else "rows"
+        return "columns" if flags["nuslerp_row_wise"] else "rows"
 
 
 def _kind(option: Option) -> type:
