@@ -90,6 +90,13 @@ def test_nuslerp_says_by_two_flags_what_a_vector_is(flags: dict[str, bool], over
     assert read(merge_method="nuslerp", models=two(), parameters=flags).get("over") == over
 
 
+def test_whole_numbers_along_the_layers_are_told_by_name() -> None:
+    config = {"merge_method": "karcher", "models": two(), "parameters": {"max_iter": [5, 50]}}
+    assert read(**config)["max_iter"] == {"model.layers.2.attn.weight": 50,
+                                          "model.layers.2.mlp.weight": 50, "*": 5}
+    merged(config)
+
+
 @pytest.mark.parametrize(("method", "flag", "value"), [
     ("nuslerp", "nuslerp_flatten", False), ("nuslerp", "nuslerp_row_wise", True),
     ("model_stock", "filter_wise", True)])
@@ -188,6 +195,11 @@ def test_a_repository_is_one_of_the_hub() -> None:
     ({"merge_method": "linear", "models": two({"weight": "much"})},
      r"models\[0\].parameters.weight: is 'much', expected a number"),
     ({"merge_method": "linear", "models": two({"weight": []})}, "expected a number"),
+    ({"merge_method": "linear", "models": two({"weight": [
+        {"filter": ["mlp"], "value": 1}, {"value": 2}]})}, r"weight: is .*expected a number"),
+    ({"merge_method": "linear", "slices": []}, r"slices: is \[\], expected a list of slices"),
+    ({"merge_method": "sce", "base_model": "base", "models": [{"model": "base"}],
+      "parameters": {"select_topk": [0.1, 0.5]}}, "models: has no model but the base; sce needs"),
 ])
 def test_what_has_no_counterpart_is_refused_by_field(config: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -148,6 +148,10 @@ def _by_key(
     if not isinstance(row, Mapping):
         points = _points(name, row, owner, whole)
         return {key: at(points, depth) for key, depth in depth_of.items()}
+    for pattern in row:
+        if not isinstance(pattern, str):
+            raise OptionError(owner, f"a {name} pattern is {pattern!r}, expected text such as "
+                              "'blocks.*'")
     lines = {pattern: _points(name, value, owner, whole) for pattern, value in row.items()}
     found: dict[str, Any] = {}
     idle = list(lines)

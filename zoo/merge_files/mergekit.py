@@ -135,7 +135,7 @@ class _Reader:
         if (config.get("models") is None) == (config.get("slices") is None):
             raise self.wrong("models", f"is {config.get('models')!r}, expected a list of models, "
                              "or 'slices' in their place")
-        given = self._sliced(config["slices"]) if config.get("slices") else _Sliced(
+        given = self._sliced(config["slices"]) if config.get("models") is None else _Sliced(
             [_Model(place, (own,)) for place, own in self._sources("models", config["models"])])
         base = config.get("base_model") or given.base
         if base is not None:
@@ -148,6 +148,9 @@ class _Reader:
             models = self._two(given, base)
         elif method not in _NO_BASE and base is not None:
             models = [model for model in models if model.place != base]
+        if not models:
+            raise self.wrong("slices" if config.get("models") is None else "models",
+                             f"has no model but the base; {method} needs others")
         self._want_all_layers(given, models, base)
         common = self._mapping("parameters", config.get("parameters"))
         found: dict[str, Any] = {
@@ -186,7 +189,7 @@ class _Reader:
 
     def _sliced(self, given: Any) -> _Sliced:
         """Slices that give every layer of the same models once, in order."""
-        if not isinstance(given, Sequence) or isinstance(given, str):
+        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
             raise self.wrong("slices", f"is {given!r}, expected a list of slices")
         own: dict[str, list[tuple[str, Scope]]] = {}
         shared: list[tuple[str, Scope]] = []
@@ -232,7 +235,7 @@ class _Reader:
     def _want_all_layers(
         self, given: _Sliced, models: Sequence[_Model], base: str | None
     ) -> None:
-        if given.lengths == (None,) or not models:
+        if given.lengths == (None,):
             return
         count = max(layers(self.first_keys(models)).values(), default=-1) + 1
         last = sum(length or 0 for length in given.lengths)
