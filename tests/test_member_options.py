@@ -114,6 +114,21 @@ def test_whole_numbers_may_differ_by_pattern() -> None:
         key: 3 if key.startswith("layers") else 7 for key in SHAPES}
 
 
+@pytest.mark.parametrize("patterns", [
+    {"*.weight": 0.5, "*.bias": 2.0}, {"*running*": 7.0, "*.weight": 0.5, "*": 2.0}])
+def test_patterns_may_name_running_statistics_and_need_not(patterns: dict[str, float]) -> None:
+    names = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    base, *states = [dict(zip(names, torch.rand(4, 5), strict=True)) for _ in range(3)]
+    spec = NAMED["task_arithmetic"]
+    found = merge_states(states, load(spec), spec=spec, base=base,
+                         options=checked(spec, {"scale": patterns}))
+    for key, scale in (("bn.weight", 0.5), ("bn.bias", 2.0)):
+        alone = merge_states(states, load(spec), spec=spec, base=base,
+                             options=checked(spec, {"scale": scale}))
+        torch.testing.assert_close(found[key], alone[key])
+    torch.testing.assert_close(found["bn.running_mean"], alone["bn.running_mean"])
+
+
 @pytest.mark.parametrize("weight", [{1: 1}, [1, {1: 1}]])
 def test_a_pattern_of_weights_is_text(weight: Any) -> None:
     with pytest.raises(OptionError, match="a weight pattern is 1, expected text"):

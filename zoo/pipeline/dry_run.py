@@ -264,7 +264,7 @@ def _fuse(recipe: Recipe, part: Fuse) -> None:
         net = _build(recipe, own) if layers and own else None
         if net is not None and own is not None:
             want_layers(net, own.backbone, layers)
-    if spec.kind == "weights" and len(given) >= spec.members[0] and len(given) == len(members):
+    if spec.kind == "weights" and spec.members[0] <= len(given) == len(members):
         _want_values(spec, part, len(given))
     # These networks have other layers and tensors.
     arguments = {name: value for name, value in part.arguments.items() if name not in
@@ -279,8 +279,9 @@ def _want_values(spec: FusionSpec, part: Fuse, members: int) -> None:
     for weight in _everywhere(part.weight):
         resolve_weights(weight, key, members, spec.name)
     strategy = load(spec)
-    for name in part.options.keys() & (by_member(spec, strategy) | by_tensor(spec, strategy)):
-        for each in _everywhere(part.options[name]):
+    varying = by_member(spec, strategy) | by_tensor(spec, strategy)
+    for name, value in part.options.items():
+        for each in _everywhere(value) if name in varying else ():
             options = checked(spec, {**part.options, name: each})
             resolve_options(spec, strategy, {name: options[name]}, key, members)
 
