@@ -15,6 +15,7 @@ import zoo
 from zoo.cli import main
 from zoo.errors import RecipeError
 from zoo.merge_files.mergekit import METHODS, read_mergekit
+from zoo.merge_files.stages import Stage, merge_stages
 from zoo.registry import find
 from zoo.specs import FusionSpec
 
@@ -244,3 +245,9 @@ def test_what_differs_between_layers_reaches_networks_with_running_statistics() 
     assert end.value.code == 0
     again = load_file("again/model.safetensors")
     assert all(torch.equal(again[key], found[key]) for key in keys if key.endswith("weight"))
+    one = Stage("one", "ties", ("a", "b"), "base",  # measured over the model: one density for it
+                {"density": {"*running*": 0.1, "*": 0.5}})
+    merge_stages(Stage("last", "average", (one, "a"), None, {"weight": [1.0, 0.0]}), "staged")
+    zoo.merge(["a", "b"], "ties", base="base", out="alone", density=0.5)
+    staged, alone = (load_file(f"{out}/model.safetensors") for out in ("staged", "alone"))
+    assert all(torch.equal(staged[key], alone[key]) for key in keys if key.endswith("weight"))
