@@ -108,7 +108,37 @@ def test_options_are_resolved_like_weights() -> None:
     assert not same.own
 
 
+def test_whole_numbers_may_differ_by_pattern() -> None:
+    found = settings("karcher", max_iter={"layers.*": 3, "*": 7})
+    assert {key: each["max_iter"] for key, each in found.own.items()} == {
+        key: 3 if key.startswith("layers") else 7 for key in SHAPES}
+
+
+@pytest.mark.parametrize("patterns", [
+    {"*.weight": 0.5, "*.bias": 2.0}, {"*running*": 7.0, "*.weight": 0.5, "*": 2.0}])
+def test_patterns_may_name_running_statistics_and_need_not(patterns: dict[str, float]) -> None:
+    names = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    base, *states = [dict(zip(names, torch.rand(4, 5), strict=True)) for _ in range(3)]
+    spec = NAMED["task_arithmetic"]
+    found = merge_states(states, load(spec), spec=spec, base=base,
+                         options=checked(spec, {"scale": patterns}))
+    for key, scale in (("bn.weight", 0.5), ("bn.bias", 2.0)):
+        alone = merge_states(states, load(spec), spec=spec, base=base,
+                             options=checked(spec, {"scale": scale}))
+        torch.testing.assert_close(found[key], alone[key])
+    torch.testing.assert_close(found["bn.running_mean"], alone["bn.running_mean"])
+
+
+@pytest.mark.parametrize("weight", [{1: 1}, [1, {1: 1}]])
+def test_a_pattern_of_weights_is_text(weight: Any) -> None:
+    with pytest.raises(OptionError, match="a weight pattern is 1, expected text"):
+        merge_states(STATES, load(NAMED["average"]), spec=NAMED["average"], weight=weight)
+
+
 @pytest.mark.parametrize(("name", "options", "message"), [
+    ("ties", {"density": {0: 0.5}}, "a density pattern is 0, expected text"),
+    ("ties", {"density": [0.2, {None: 0.5}]}, "a density pattern is None, expected text"),
+    ("ties", {"scale": {1: 1}}, "a scale pattern is 1, expected text"),
     ("ties", {"density": [0.2]}, r"density is \[0.2\], expected a number or 2 of them"),
     ("ties", {"density": [0.2, 1.5]}, r"density is 1.5 for member 2 in '.*', expected a fraction"),
     ("della", {"density": 0.5, "epsilon": [0.1, 0.7]}, r"0.5 ± 0.7 for member 2 in 'embed.w'"),
@@ -120,6 +150,9 @@ def test_options_are_resolved_like_weights() -> None:
      "convention='mergekit' measures each tensor for itself; give one value for all"),
     ("pcb", {"ratio": [0.1, 0.2]}, "ratio differs between tensors"),
     ("ties", {"density": [0.2, "x"]}, "the option 'density' is 'x': input should be a valid"),
+    ("karcher", {"max_iter": [1, 10]}, r"'max_iter' is \[1, 10\], expected a whole number or {pat"),
+    ("wudi", {"steps": {"layers.*": [1, 4], "*": 1}}, r"'steps' is \[1, 4\], expected a whole num"),
+    ("swa", {"start": [0, 1]}, r"'start' is \[0, 1\], expected a whole number"),
     ("ties", {"normalise": [True, False]}, "a normalise is True, expected a finite number"),
 ])
 def test_options_that_do_not_fit_are_refused(

@@ -15,6 +15,7 @@ import zoo
 from zoo.cli import main
 from zoo.errors import RecipeError
 from zoo.merge_files.mergekit import METHODS, read_mergekit
+from zoo.merge_files.stages import Stage, merge_stages
 from zoo.registry import find
 from zoo.specs import FusionSpec
 
@@ -88,6 +89,31 @@ def test_parameters_differ_between_models_and_layers() -> None:
     ({"nuslerp_flatten": False, "nuslerp_row_wise": True}, "columns")])
 def test_nuslerp_says_by_two_flags_what_a_vector_is(flags: dict[str, bool], over: Any) -> None:
     assert read(merge_method="nuslerp", models=two(), parameters=flags).get("over") == over
+
+
+def test_whole_numbers_along_the_layers_are_told_by_name() -> None:
+    config = {"merge_method": "karcher", "models": two(), "parameters": {"max_iter": [5, 50]}}
+    assert read(**config)["max_iter"] == {"model.layers.2.attn.weight": 50,
+                                          "model.layers.2.mlp.weight": 50, "*": 5}
+    merged(config)
+
+
+@pytest.mark.parametrize(("method", "flag", "value"), [
+    ("nuslerp", "nuslerp_flatten", False), ("nuslerp", "nuslerp_row_wise", True),
+    ("model_stock", "filter_wise", True)])
+def test_what_a_vector_is_holds_in_all_slices_or_is_refused(
+    method: str, flag: str, value: bool
+) -> None:
+    base = {"base_model": "base"} if method == "model_stock" else {}
+    config = sliced([0, 2], [2, 3], merge_method=method, **base)
+    config["slices"][1]["parameters"] = {flag: value}
+    with pytest.raises(RecipeError, match=rf"slices\[1\].parameters.{flag}: is .*for all layers"):
+        read(**config)
+    config["slices"][0]["parameters"] = {flag: value}  # both overrule the document
+    everywhere = {**config, "parameters": {flag: not value}}
+    assert read(**everywhere).get("over") == read(**config).get("over")
+    assert read(**sliced([0, 3], merge_method=method, **base), parameters={flag: value}).get(
+        "over") == read(**config).get("over")
 
 
 def test_what_mergekit_ignores_is_told() -> None:
@@ -170,6 +196,11 @@ def test_a_repository_is_one_of_the_hub() -> None:
     ({"merge_method": "linear", "models": two({"weight": "much"})},
      r"models\[0\].parameters.weight: is 'much', expected a number"),
     ({"merge_method": "linear", "models": two({"weight": []})}, "expected a number"),
+    ({"merge_method": "linear", "models": two({"weight": [
+        {"filter": ["mlp"], "value": 1}, {"value": 2}]})}, r"weight: is .*expected a number"),
+    ({"merge_method": "linear", "slices": []}, r"slices: is \[\], expected a list of slices"),
+    ({"merge_method": "sce", "base_model": "base", "models": [{"model": "base"}],
+      "parameters": {"select_topk": [0.1, 0.5]}}, "models: has no model but the base; sce needs"),
 ])
 def test_what_has_no_counterpart_is_refused_by_field(config: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -185,3 +216,38 @@ def test_a_damaged_file_is_named() -> None:
     Path("m.yml").write_text(json.dumps([1]))
     with pytest.raises(RecipeError, match="expected a mapping"):
         read_mergekit("m.yml")
+
+
+@pytest.mark.filterwarnings("ignore:batch norm's statistics")
+def test_what_differs_between_layers_reaches_networks_with_running_statistics() -> None:
+    keys = [f"{part}.{name}" for part in ("blocks.0.bn", "blocks.1.bn", "blocks.2.bn", "bn2")
+            for name in ("weight", "running_mean", "running_var")]
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "a", "b"):
+        save_file({key: torch.rand(20, generator=generator) for key in keys},
+                  Path(name, "model.safetensors"))
+    config = {"merge_method": "ties", "base_model": "base", "models": two(
+        {"density": [0.2, 0.8]}, {"density": [{"filter": "running", "value": 0.1},
+                                              {"value": 0.5}]})}
+    merged(config)
+    found = load_file("out/model.safetensors")
+    by_name = {**dict.fromkeys(("blocks.0", "bn2"), 0.2), "blocks.1": 0.5, "blocks.2": 0.8}
+    for part, density in by_name.items():
+        key = next(key for key in keys if key.startswith(part) and key.endswith("weight"))
+        zoo.merge(["a", "b"], "ties", base="base", out="alone", density=[density, 0.5],
+                  convention="mergekit")
+        assert torch.equal(found[key], load_file("alone/model.safetensors")[key]), key
+    Path("two.yml").write_text(yaml.safe_dump_all([
+        {**config, "name": "one"}, {"merge_method": "linear", "models": [
+            {"model": "one"}, {"model": "a", "parameters": {"weight": 0.0}}]}]))
+    with pytest.raises(SystemExit) as end:
+        main(["merge", "--config", "two.yml", "-o", "again"])
+    assert end.value.code == 0
+    again = load_file("again/model.safetensors")
+    assert all(torch.equal(again[key], found[key]) for key in keys if key.endswith("weight"))
+    one = Stage("one", "ties", ("a", "b"), "base",  # measured over the model: one density for it
+                {"density": {"*running*": 0.1, "*": 0.5}})
+    merge_stages(Stage("last", "average", (one, "a"), None, {"weight": [1.0, 0.0]}), "staged")
+    zoo.merge(["a", "b"], "ties", base="base", out="alone", density=0.5)
+    staged, alone = (load_file(f"{out}/model.safetensors") for out in ("staged", "alone"))
+    assert all(torch.equal(staged[key], alone[key]) for key in keys if key.endswith("weight"))

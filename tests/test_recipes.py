@@ -194,6 +194,28 @@ def test_members_may_be_fusions(tmp_path: Path) -> None:
         ("fuse",), ("fuse", "members", "1")]
 
 
+@pytest.mark.parametrize(("value", "told"), [
+    ('weight: {"*": [1, 2, 3]}', "18: fuse.weight: zoo/ties: weight is [1, 2, 3], expected a"),
+    ('weight: {"conv*": 1, "*": many}', "18: fuse.weight: zoo/ties: weight is 'many', expected"),
+    ("scale: {0: 1}", "18: fuse.scale: zoo/ties: a scale pattern is 0, expected text"),
+    ('scale: {"conv*": 0.5, "*": [1, a]}', "18: fuse.scale: zoo/ties: the option 'scale' is 'a'"),
+    ('scale: {"conv*": 0.5, "*": [1, .inf]}', "18: fuse.scale: zoo/ties: the option 'scale'"),
+    ('normalise: {"conv*": true, "*": 1}', "18: fuse.normalise: zoo/ties: the option"),
+])
+def test_a_value_by_pattern_is_looked_at_before_the_trainings(
+    tmp_path: Path, value: str, told: str
+) -> None:
+    found, = problems(tmp_path, ("density: 0.5", f"density: 0.5\n  {value}"))
+    assert found.startswith(told)
+
+
+def test_patterns_fit_the_real_networks_only(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("density: 0.5", """density: 0.5
+  weight: {"layers.*": [1, [0.5, 2]], "*": 1}
+  scale: {"layers.*": [0.1, 1], "*": 0}"""))
+    dry_run(read_recipe(tmp_path / "recipe.yaml"))
+
+
 @pytest.mark.parametrize(("change", "told"), [
     (("strategy: ties", "strategy: tise"), ["20: fuse.members.1.strategy: no fusion is called"]),
     (("strategy: ties", "strateg: ties"), [

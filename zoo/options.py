@@ -76,9 +76,9 @@ def checked(spec: Spec, given: Mapping[str, object]) -> dict[str, Any]:
 
     A number without a fraction counts as a float, a tuple as a list. In place of a number or truth
     value a fusion of weights may be given lists and mappings of them, for members and tensors (see
-    `zoo.fusion.weighting`); these are only checked one by one. Raises OptionError for an unknown
-    name (with the nearest and the list), a value of the wrong type, a value that is not
-    JSON (nor are NaN and infinity), or a required one that is missing.
+    `zoo.fusion.weighting`); these are only checked one by one, and whole numbers have no lists.
+    Raises OptionError for an unknown name (with the nearest and the list), a value of the wrong
+    type, a value that is not JSON (nor are NaN and infinity), or a required one that is missing.
     """
     builder = load(spec)
     declared = _declared(builder, core_arguments(spec))
@@ -136,9 +136,14 @@ def _varies(spec: Spec, annotation: Any) -> bool:
     """Whether an option may differ between tensors or members."""
     if not isinstance(spec, FusionSpec) or spec.kind != "weights":
         return False
+    return annotation == PerMember or (spec.scope != "model"
+                                       and _kinds(annotation) <= {float, int, bool})
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an option may have, None aside."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
-    kinds = set(parts) - {NoneType}
-    return annotation == PerMember or (spec.scope != "model" and kinds <= {float, int, bool})
+    return set(parts) - {NoneType}
 
 
 def _checked_value(
@@ -148,6 +153,9 @@ def _checked_value(
         return {pattern: _checked_value(owner, name, each, annotation, varies)
                 for pattern, each in value.items()}
     if varies and isinstance(value, list | tuple):
+        if int in _kinds(annotation) and float not in _kinds(annotation):
+            raise OptionError(owner, f"the option {name!r} is {value!r}, expected a whole number "
+                              "or {pattern: whole number}; only fractions run along the depth")
         return [_checked_value(owner, name, each, annotation, varies) for each in value]
     try:
         text = json.dumps(value, allow_nan=False)

@@ -57,7 +57,8 @@ def merge_states(
     """
     parts = sort_tensors(spec, states, base, skip=skip, averaged=averaged, norm_keys=norm_keys)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
-    settings = resolve_options(spec, strategy, options or {}, parts.fused, len(states))
+    settings = resolve_options(spec, strategy, options or {}, parts.floating, len(states),
+                               fused=parts.fused)
     first_of = _shared(states)
     own = {key: weights[key] for key in parts.fused if first_of[key] == key}
     result = {key: torch.empty_like(states[0][key].detach(),
@@ -111,18 +112,28 @@ def sort_tensors(
     check_count(spec, len(states))
     if "base" in spec.uses:
         wanted_base(spec.name, base)
-    if norm_keys is None:
-        norm_keys = {key for key in states[0] if key.rpartition(".")[2] in (MEAN, VARIANCE)}
-    if spec.members == (1, 1):
-        norm_keys = ()
     floating = [key for key, tensor in states[0].items()
                 if tensor.is_floating_point() and key not in skip]
-    parts = Parts(
+    parts = sort_keys(spec, floating, averaged, norm_keys)
+    _check(spec.name, states, base, parts.fused)
+    return parts
+
+
+def sort_keys(
+    spec: FusionSpec,
+    floating: Collection[str],
+    averaged: Collection[str] = (),
+    norm_keys: Collection[str] | None = None,
+) -> Parts:
+    """What becomes of floating-point tensors. averaged, norm_keys: see `merge_states`."""
+    if norm_keys is None:
+        norm_keys = {key for key in floating if key.rpartition(".")[2] in (MEAN, VARIANCE)}
+    if spec.members == (1, 1):
+        norm_keys = ()
+    return Parts(
         tuple(key for key in floating if key not in averaged and key not in norm_keys),
         tuple(key for key in floating if key in averaged),
         tuple(key for key in floating if key in norm_keys and key not in averaged))
-    _check(spec.name, states, base, parts.fused)
-    return parts
 
 
 def _check(

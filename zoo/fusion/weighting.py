@@ -37,7 +37,8 @@ def resolve_weights(
     Raises OptionError for the wrong count, for a value that is no finite number, for a pattern
     that decides no tensor and for a tensor that no pattern matches.
     """
-    return _for_members("weight", 1.0 if weight is None else weight, depths(keys), members, owner)
+    return _for_members("weight", 1.0 if weight is None else weight, depths(keys), keys, members,
+                        owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,15 @@ class Settings:
 
 def resolve_options(
     spec: FusionSpec, strategy: Callable[..., Any], options: Mapping[str, Any],
-    keys: Collection[str], members: int,
+    keys: Collection[str], members: int, *, fused: Collection[str] | None = None,
 ) -> Settings:
     """Each tensor's options, those of the type `PerMember` one number per member.
 
     strategy: what `spec.build` names. options: as `checked` gives them. A `PerMember` is
     written like a weight (`resolve_weights`). Other numbers may be lists along the depth, and they
-    and truth values `{pattern: value}`.
+    and truth values `{pattern: value}`. keys: the tensors' keys, as for the weights. fused: those
+    of them that the strategy sees; None means all. Only these have options, and patterns may leave
+    the others out.
 
     Raises OptionError as `resolve_weights` does; and for what differs between tensors but decides
     what the strategy sees or measures of more than one of them.
@@ -66,22 +69,24 @@ def resolve_options(
     common: dict[str, Any] = {}
     differing: dict[str, dict[str, Any]] = {}
     depth_of = depths(keys)
+    fused = keys if fused is None else fused
     for name, value in options.items():
         if name in per_member:
-            found: dict[str, Any] = dict(_for_members(name, value, depth_of, members, spec.name))
+            found: dict[str, Any] = dict(_for_members(name, value, depth_of, fused, members,
+                                                      spec.name))
         elif name in per_tensor and isinstance(value, list | Mapping):
-            found = _by_key(name, value, depth_of, spec.name)
+            found = _by_key(name, value, depth_of, fused, spec.name)
         else:
             common[name] = value
             continue
-        values = list(found.values())
+        values = [found[key] for key in fused]
         if all(each == values[0] for each in values):
             common[name] = values[0] if values else value
         else:
             differing[name] = found
     _want_by_tensor(spec, {**options, **common}, differing)
     return Settings(common, {key: {name: found[key] for name, found in differing.items()}
-                             for key in keys} if differing else {})
+                             for key in fused} if differing else {})
 
 
 def _want_by_tensor(
@@ -118,7 +123,8 @@ def want_shares(strategy: str, weights: Mapping[str, Sequence[float]]) -> None:
 
 
 def _for_members(
-    name: str, value: Any, depth_of: Mapping[str, float], members: int, owner: str
+    name: str, value: Any, depth_of: Mapping[str, float], wanted: Collection[str], members: int,
+    owner: str,
 ) -> dict[str, tuple[float, ...]]:
     if isinstance(value, Mapping):
         tables = {pattern: _row(name, each, members, owner) for pattern, each in value.items()}
@@ -126,8 +132,8 @@ def _for_members(
                            for member in range(members)]
     else:
         rows = _row(name, value, members, owner)
-    columns = [_by_key(name, row, depth_of, owner, whole=True) for row in rows]
-    return {key: tuple(column[key] for column in columns) for key in depth_of}
+    columns = [_by_key(name, row, depth_of, wanted, owner, whole=True) for row in rows]
+    return {key: tuple(column[key] for column in columns) for key in wanted}
 
 
 def _row(name: str, value: Any, members: int, owner: str) -> list[Any]:
@@ -140,17 +146,24 @@ def _row(name: str, value: Any, members: int, owner: str) -> list[Any]:
 
 
 def _by_key(
-    name: str, row: Any, depth_of: Mapping[str, float], owner: str, whole: bool = False
+    name: str, row: Any, depth_of: Mapping[str, float], wanted: Collection[str], owner: str,
+    whole: bool = False,
 ) -> dict[str, Any]:
-    """One value for each tensor. whole: every one must be a number."""
+    """One value for each tensor, at least the wanted ones. whole: every one must be a number."""
     if not isinstance(row, Mapping):
         points = _points(name, row, owner, whole)
         return {key: at(points, depth) for key, depth in depth_of.items()}
+    for pattern in row:
+        if not isinstance(pattern, str):
+            raise OptionError(owner, f"a {name} pattern is {pattern!r}, expected text such as "
+                              "'blocks.*'")
     lines = {pattern: _points(name, value, owner, whole) for pattern, value in row.items()}
     found: dict[str, Any] = {}
     idle = list(lines)
     for key, depth in depth_of.items():
         pattern = next((pattern for pattern in lines if fnmatchcase(key, pattern)), None)
+        if pattern is None and key not in wanted:
+            continue
         if pattern is None:
             raise OptionError(owner, f"no {name} pattern matches the tensor {key!r}; "
                               "end with '*' for all others")

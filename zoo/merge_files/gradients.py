@@ -22,7 +22,8 @@ Conditions: TypeAlias = Sequence[tuple[str | None, Any]]
 def conditions(setting: Any) -> Iterator[tuple[str | None, Any]]:
     """The filters of a setting and their values, up to the first that holds for all tensors.
 
-    Raises TypeError for a list in which conditions and values are mixed.
+    Raises TypeError for a list in which conditions and values are mixed, and for a filter that is
+    no text.
     """
     told = setting if isinstance(setting, list) else [setting]
     if not any(isinstance(each, Mapping) for each in told):
@@ -32,7 +33,9 @@ def conditions(setting: Any) -> Iterator[tuple[str | None, Any]]:
         if not isinstance(each, Mapping) or "value" not in each:
             raise TypeError("expected conditions, each with 'value' and perhaps 'filter'")
         part = each.get("filter")
-        yield None if part in (None, "*") else str(part), each["value"]
+        if part is not None and not isinstance(part, str):
+            raise TypeError(f"a filter is {part!r}, expected text")
+        yield None if part in (None, "*") else part, each["value"]
         if part in (None, "*"):
             return
 
@@ -75,7 +78,7 @@ def spread(
             continue
         alone = next((told for each, told in slices[0] if each == part), None)
         table["*" if part is None else f"*{glob.escape(part)}*"] = (
-            row[0] if all(each == row[0] for each in row) or isinstance(row[0], bool)
+            row[0] if all(each == row[0] for each in row) or isinstance(row[0], int)
             else alone if len(slices) == 1 else row)
     depth_of = depths(names)
 

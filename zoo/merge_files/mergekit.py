@@ -135,7 +135,7 @@ class _Reader:
         if (config.get("models") is None) == (config.get("slices") is None):
             raise self.wrong("models", f"is {config.get('models')!r}, expected a list of models, "
                              "or 'slices' in their place")
-        given = self._sliced(config["slices"]) if config.get("slices") else _Sliced(
+        given = self._sliced(config["slices"]) if config.get("models") is None else _Sliced(
             [_Model(place, (own,)) for place, own in self._sources("models", config["models"])])
         base = config.get("base_model") or given.base
         if base is not None:
@@ -148,6 +148,9 @@ class _Reader:
             models = self._two(given, base)
         elif method not in _NO_BASE and base is not None:
             models = [model for model in models if model.place != base]
+        if not models:
+            raise self.wrong("slices" if config.get("models") is None else "models",
+                             f"has no model but the base; {method} needs others")
         self._want_all_layers(given, models, base)
         common = self._mapping("parameters", config.get("parameters"))
         found: dict[str, Any] = {
@@ -186,7 +189,7 @@ class _Reader:
 
     def _sliced(self, given: Any) -> _Sliced:
         """Slices that give every layer of the same models once, in order."""
-        if not isinstance(given, Sequence) or isinstance(given, str):
+        if not isinstance(given, Sequence) or isinstance(given, str) or not given:
             raise self.wrong("slices", f"is {given!r}, expected a list of slices")
         own: dict[str, list[tuple[str, Scope]]] = {}
         shared: list[tuple[str, Scope]] = []
@@ -232,7 +235,7 @@ class _Reader:
     def _want_all_layers(
         self, given: _Sliced, models: Sequence[_Model], base: str | None
     ) -> None:
-        if given.lengths == (None,) or not models:
+        if given.lengths == (None,):
             return
         count = max(layers(self.first_keys(models)).values(), default=-1) + 1
         last = sum(length or 0 for length in given.lengths)
@@ -358,10 +361,16 @@ class _Parameters:
                                     + (f"; did you mean {near[0]!r}?" if near else ""))
 
     def _want_one(self, field: str, name: str) -> None:
-        values = [scope[name] for scopes in self.shared for _, scope in scopes if name in scope]
-        if not isinstance(values[0], bool) or any(value != values[0] for value in values):
-            raise self.reader.wrong(f"{field}.{name}", f"is {values[0]!r}; it says what one vector "
-                                    "is, and is true or false for all layers here")
+        values = [self._flag(name, scopes) for scopes in self.shared]
+        if any(not isinstance(value, bool) or value != values[0] for value in values):
+            told = ", ".join(dict.fromkeys(map(repr, values)))
+            raise self.reader.wrong(f"{field}.{name}", f"is {told}; it says what one vector is, "
+                                    "and is true or false for all layers here")
+
+    def _flag(self, name: str, scopes: Sequence[tuple[str, Scope]]) -> Any:
+        """What a slice says, or mergekit's default."""
+        return next((scope[name] for _, scope in scopes if name in scope),
+                    name == "nuslerp_flatten")
 
     def _want_no_rescaling(self, field: str) -> None:
         used = self.method != "task_arithmetic" and any(
@@ -372,13 +381,12 @@ class _Parameters:
 
     def _flags(self) -> str:
         """What is one vector, where that is not the tensor."""
-        flags = {name: scope[name] for scopes in self.shared for _, scope in reversed(scopes)
-                 for name in _FLAGS if name in scope}
+        flags = {name: self._flag(name, self.shared[0]) for name in _FLAGS}
         if self.method == "model_stock":
-            return "rows" if flags.get("filter_wise") else ""
-        if self.method != "nuslerp" or flags.get("nuslerp_flatten", True):
+            return "rows" if flags["filter_wise"] else ""
+        if self.method != "nuslerp" or flags["nuslerp_flatten"]:
             return ""
-        return "columns" if flags.get("nuslerp_row_wise") else "rows"
+        return "columns" if flags["nuslerp_row_wise"] else "rows"
 
 
 def _kind(option: Option) -> type:

@@ -78,7 +78,8 @@ def merge(
     states, start = opened[:len(inputs)], opened[-1] if base is not None else None
     parts = sort_tensors(spec, states, start)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
-    settings = resolve_options(spec, load(spec), values, parts.fused, len(states))
+    settings = resolve_options(spec, load(spec), values, parts.floating, len(states),
+                               fused=parts.fused)
     first = states[0]
     like = {key: torch.empty(first.shape(key), device="meta", dtype=wanted if
                              wanted and key in weights else first.dtype(key))

@@ -16,6 +16,7 @@ import torch
 from zoo.atomic import folder_beside
 from zoo.device import resolve_dtype
 from zoo.errors import DiskFull
+from zoo.fusion.merging import sort_keys
 from zoo.fusion.weighting import resolve_options, resolve_weights
 from zoo.merge_files.folders import located
 from zoo.merge_files.merging import merge
@@ -106,7 +107,8 @@ def _check(order: list[Stage], out: Path) -> None:
         resolve_weights(stage.arguments.get("weight"), floating, len(stage.inputs), spec.name)
         known = {option.name for option in options_of(spec)}
         options = {name: value for name, value in stage.arguments.items() if name in known}
-        resolve_options(spec, load(spec), checked(spec, options), floating, len(stage.inputs))
+        resolve_options(spec, load(spec), checked(spec, options), floating, len(stage.inputs),
+                        fused=sort_keys(spec, floating).fused)
         size[stage] = sum(
             torch.Size(state.shape(key)).numel()
             * (wanted if wanted and key in floating else state.dtype(key)).itemsize

@@ -22,10 +22,11 @@ from zoo.building import build_net, without_weights
 from zoo.datasets import ImageData
 from zoo.errors import BadName, FusionError, OptionError, PluginError, UnknownName, ZooError
 from zoo.fusion.planning import check_count
+from zoo.fusion.weighting import resolve_options, resolve_weights
 from zoo.merge_files.documents import Place, Problem
 from zoo.model import Model
 from zoo.names import Name, is_path, parse, suggest
-from zoo.options import checked, options_of
+from zoo.options import by_member, by_tensor, checked, options_of
 from zoo.pipeline.recipes import (
     SOURCE,
     TARGET,
@@ -36,7 +37,7 @@ from zoo.pipeline.recipes import (
     Transfer,
     known_fields,
 )
-from zoo.registry import find
+from zoo.registry import find, load
 from zoo.specs import AnySpec, BackboneSpec, FusionSpec, TransferSpec
 from zoo.training import transfer
 
@@ -263,11 +264,38 @@ def _fuse(recipe: Recipe, part: Fuse) -> None:
         net = _build(recipe, own) if layers and own else None
         if net is not None and own is not None:
             want_layers(net, own.backbone, layers)
+    if spec.kind == "weights" and spec.members[0] <= len(given) == len(members):
+        _want_values(spec, part, len(given))
     # These networks have other layers and tensors.
     arguments = {name: value for name, value in part.arguments.items() if name not in
                  ("weight", *part.options) or "{" not in str(value)} | {"layer": None}
     fuse(members, spec.name, base=_network(len(given)) if "base" in spec.uses else None,
          data=_images(), **arguments)
+
+
+def _want_values(spec: FusionSpec, part: Fuse, members: int) -> None:
+    """Look at what is told by patterns of tensors: each value as if it were for all of them."""
+    key = ("any",)
+    for weight in _everywhere(part.weight):
+        resolve_weights(weight, key, members, spec.name)
+    strategy = load(spec)
+    varying = by_member(spec, strategy) | by_tensor(spec, strategy)
+    for name, value in part.options.items():
+        for each in _everywhere(value) if name in varying else ():
+            options = checked(spec, {**part.options, name: each})
+            resolve_options(spec, strategy, {name: options[name]}, key, members)
+
+
+def _everywhere(value: Any) -> list[Any]:
+    """A weight or option once for each of its patterns, which is then `*`."""
+    if isinstance(value, Mapping):
+        return [{"*" if isinstance(pattern, str) else pattern: each}
+                for pattern, each in value.items()] or [value]
+    if not isinstance(value, list):
+        return [value]
+    columns = [_everywhere(each) for each in value]
+    return [[column[min(number, len(column) - 1)] for column in columns]
+            for number in range(max(map(len, columns), default=1))]
 
 
 def _train(recipe: Recipe, method: Transfer, *, taught: bool) -> None:
