@@ -272,12 +272,47 @@ class TestPush:
         with pytest.raises(FormatError, match="has only a part of its weights"):
             zoo.merge([folder, folder], "average", out=tmp_path / "merged")
 
-    def test_figures_of_a_card_are_not_lost(self, commits: list[str], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("more", ["\n## Measured\n\nwell\n", "\nNot for medical use.\n"])
+    def test_nothing_of_a_card_is_lost(
+        self, commits: list[str], tmp_path: Path, more: str
+    ) -> None:
         folder = zoo.save(fuse(), tmp_path / "whole")
         card = folder / "README.md"
-        card.write_text(card.read_text() + "\n## Measured\n\nwell\n")
-        with pytest.raises(HubError, match=r"the card of .* has figures, which would be lost"):
-            zoo.push(folder, "me/fused", link_members=True)
+        card.write_text(card.read_text() + more)
+        with pytest.raises(HubError, match=r"the card of .* has figures or was edited, which wou"):
+            zoo.push(folder, "me/fused", link_members=True, license="mit")
+
+    def test_a_folder_that_carries_its_members_loses_only_these(
+        self, hub: Hub, commits: list[str], tmp_path: Path
+    ) -> None:
+        """Licences go along, as do the shards; what may not be pushed is found in it."""
+        model = zoo.fuse(["hf-hub:org/a", net(5)], "mean", device="cpu")
+        folder = zoo.save(model, tmp_path / "whole", max_shard_bytes=400_000)
+        for name in ("LICENSE", "NOTICE.md"):
+            (folder / name).write_text(f"the {name}")
+        with pytest.warns(UserWarning, match="not linked, and carried"):
+            zoo.push(folder, "me/fused", link_members=True, license="mit")
+        files = {path: blob.size for path, blob in
+                 hub.store.repositories["me/fused"].commit_of("main").files.items()}
+        assert files["LICENSE"] == 11
+        assert files["NOTICE.md"] == 13
+        assert "model.safetensors" not in files
+        assert "model.safetensors.index.json" in files
+        pulled = zoo.pull("me/fused", tmp_path / "pulled")
+        assert torch.equal(answer(zoo.load(pulled, device="cpu")), answer(model))
+        for name, said in (("weights.bin", "is a pickle"), ("notes.txt", "belongs to no model")):
+            (folder / name).write_text("x")
+            with pytest.raises(HubError, match=f"{name} in {folder} {said}"):
+                zoo.push(folder, "me/other", link_members=True, license="mit")
+            (folder / name).unlink()
+
+    def test_a_folder_that_was_pulled_is_linked_too(
+        self, commits: list[str], tmp_path: Path
+    ) -> None:
+        zoo.push(fuse(), "me/whole", license="mit")
+        folder = zoo.pull("me/whole", tmp_path / "whole")
+        done = zoo.push(folder, "me/fused", link_members=True, license="apache-2.0")
+        assert len(done.linked) == 2
 
 
 def test_a_repository_of_other_shapes(hub: Hub, linked: Path, tmp_path: Path) -> None:

@@ -123,6 +123,19 @@ def write_card(folder: Path, model: Model, evaluations: Mapping[str, Evaluation]
             file.write(data)
 
 
+def card_of(folder: Path, model: Model) -> str | None:
+    """The card that `save` writes of a model without figures; None where its making is not known.
+
+    model: as it was loaded from there.
+    """
+    config = read_config(folder)
+    ours = config.get("zoo", {})
+    if "model" not in ours or "sources" not in ours.get("made_with", {}):
+        return None
+    pages = _pages(model, ours, Measured.of(model, {}), plain="architecture" in config)
+    return pages[CARD].decode()
+
+
 def load(
     path: str | os.PathLike[str] | Address,
     *,
