@@ -228,6 +228,23 @@ def test_a_fusion_inside_of_a_fusion(hub: Hub, commits: list[str], tmp_path: Pat
     assert torch.equal(answer(zoo.load(out, device="cpu")), answer(outer))
 
 
+def test_tables_that_only_the_weights_elsewhere_are_worth(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = zoo.backbone("test_vit", num_classes=3, image_size=544, seed=1, device="cpu")
+    hub.store.seed("org/a", zoo.save(large, tmp_path / "a"))
+    model = fuse(names=("a", "a"))
+    out = zoo.save(model, tmp_path / "linked", link_members=True)
+    forget(tmp_path)
+    monkeypatch.setattr("zoo.store.rebuilding._FREE_BYTES", -100_000)
+    again = zoo.load(out, device="cpu").state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
+    forget(tmp_path)
+    monkeypatch.setattr("zoo.store.rebuilding._FREE_BYTES", -10**9)
+    with pytest.raises(FormatError, match="no network that anybody trained"):
+        zoo.load(out, device="cpu")
+
+
 class TestPush:
     @pytest.fixture(autouse=True)
     def me(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +330,19 @@ class TestPush:
         folder = zoo.pull("me/whole", tmp_path / "whole")
         done = zoo.push(folder, "me/fused", link_members=True, license="apache-2.0")
         assert len(done.linked) == 2
+
+
+@pytest.mark.parametrize("size", ["9", None, -1, 1e9, True, [1]])
+def test_showing_links_whose_size_is_none(
+    linked: Path, capsys: pytest.CaptureFixture[str], size: Any
+) -> None:
+    changed(linked, lambda ours: ours["links"]["members.0.net"].update(bytes=size))
+    changed(linked, lambda ours: ours["links"]["members.1.net"].pop("bytes"))
+    with pytest.raises(SystemExit) as ended:
+        main(["show", str(linked)])
+    assert not ended.value.code
+    assert capsys.readouterr().out.count("is not in this folder; its weights are in hf-hub:org/") \
+        == 2
 
 
 def test_a_repository_of_other_shapes(hub: Hub, linked: Path, tmp_path: Path) -> None:
