@@ -115,6 +115,12 @@ def test_two_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
                 for number in range(3)}) == 1
 
 
+def test_a_name_that_the_hub_cannot_have(hub: Hub) -> None:
+    with pytest.raises(WeightsError, match=r"hf-hub:org/a--b cannot be had: .*Cannot have --"):
+        zoo.load("hf-hub:org/a--b", device="cpu")
+    assert hub.log == []
+
+
 def test_gated_and_private_say_what_to_do(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

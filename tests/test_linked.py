@@ -228,6 +228,23 @@ def test_a_fusion_inside_of_a_fusion(hub: Hub, commits: list[str], tmp_path: Pat
     assert torch.equal(answer(zoo.load(out, device="cpu")), answer(outer))
 
 
+def test_tables_that_only_the_weights_elsewhere_are_worth(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = zoo.backbone("test_vit", num_classes=3, image_size=544, seed=1, device="cpu")
+    hub.store.seed("org/a", zoo.save(large, tmp_path / "a"))
+    model = fuse(names=("a", "a"))
+    out = zoo.save(model, tmp_path / "linked", link_members=True)
+    forget(tmp_path)
+    monkeypatch.setattr("zoo.store.rebuilding._FREE_BYTES", -100_000)
+    again = zoo.load(out, device="cpu").state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
+    forget(tmp_path)
+    monkeypatch.setattr("zoo.store.rebuilding._FREE_BYTES", -10**9)
+    with pytest.raises(FormatError, match="no network that anybody trained"):
+        zoo.load(out, device="cpu")
+
+
 class TestPush:
     @pytest.fixture(autouse=True)
     def me(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,12 +289,60 @@ class TestPush:
         with pytest.raises(FormatError, match="has only a part of its weights"):
             zoo.merge([folder, folder], "average", out=tmp_path / "merged")
 
-    def test_figures_of_a_card_are_not_lost(self, commits: list[str], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("more", ["\n## Measured\n\nwell\n", "\nNot for medical use.\n"])
+    def test_nothing_of_a_card_is_lost(
+        self, commits: list[str], tmp_path: Path, more: str
+    ) -> None:
         folder = zoo.save(fuse(), tmp_path / "whole")
         card = folder / "README.md"
-        card.write_text(card.read_text() + "\n## Measured\n\nwell\n")
-        with pytest.raises(HubError, match=r"the card of .* has figures, which would be lost"):
-            zoo.push(folder, "me/fused", link_members=True)
+        card.write_text(card.read_text() + more)
+        with pytest.raises(HubError, match=r"the card of .* has figures or was edited, which wou"):
+            zoo.push(folder, "me/fused", link_members=True, license="mit")
+
+    def test_a_folder_that_carries_its_members_loses_only_these(
+        self, hub: Hub, commits: list[str], tmp_path: Path
+    ) -> None:
+        """Licences go along, as do the shards; what may not be pushed is found in it."""
+        model = zoo.fuse(["hf-hub:org/a", net(5)], "mean", device="cpu")
+        folder = zoo.save(model, tmp_path / "whole", max_shard_bytes=400_000)
+        for name in ("LICENSE", "NOTICE.md"):
+            (folder / name).write_text(f"the {name}")
+        with pytest.warns(UserWarning, match="not linked, and carried"):
+            zoo.push(folder, "me/fused", link_members=True, license="mit")
+        files = {path: blob.size for path, blob in
+                 hub.store.repositories["me/fused"].commit_of("main").files.items()}
+        assert files["LICENSE"] == 11
+        assert files["NOTICE.md"] == 13
+        assert "model.safetensors" not in files
+        assert "model.safetensors.index.json" in files
+        pulled = zoo.pull("me/fused", tmp_path / "pulled")
+        assert torch.equal(answer(zoo.load(pulled, device="cpu")), answer(model))
+        for name, said in (("weights.bin", "is a pickle"), ("notes.txt", "belongs to no model")):
+            (folder / name).write_text("x")
+            with pytest.raises(HubError, match=f"{name} in {folder} {said}"):
+                zoo.push(folder, "me/other", link_members=True, license="mit")
+            (folder / name).unlink()
+
+    def test_a_folder_that_was_pulled_is_linked_too(
+        self, commits: list[str], tmp_path: Path
+    ) -> None:
+        zoo.push(fuse(), "me/whole", license="mit")
+        folder = zoo.pull("me/whole", tmp_path / "whole")
+        done = zoo.push(folder, "me/fused", link_members=True, license="apache-2.0")
+        assert len(done.linked) == 2
+
+
+@pytest.mark.parametrize("size", ["9", None, -1, 1e9, True, [1]])
+def test_showing_links_whose_size_is_none(
+    linked: Path, capsys: pytest.CaptureFixture[str], size: Any
+) -> None:
+    changed(linked, lambda ours: ours["links"]["members.0.net"].update(bytes=size))
+    changed(linked, lambda ours: ours["links"]["members.1.net"].pop("bytes"))
+    with pytest.raises(SystemExit) as ended:
+        main(["show", str(linked)])
+    assert not ended.value.code
+    assert capsys.readouterr().out.count("is not in this folder; its weights are in hf-hub:org/") \
+        == 2
 
 
 def test_a_repository_of_other_shapes(hub: Hub, linked: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hub import Hub
 
 import zoo
-from zoo.errors import FormatError
+from zoo.errors import FormatError, WeightsError
 from zoo.tensors import load_tensors, save_tensors
 
 COMMIT = "0" * 40
@@ -47,13 +47,15 @@ def with_links(folder: Path, links: Any) -> Path:
     ({"members.0.net": "org/evil"}, "no JSON object"),
     *[({"members.0.net": link(repository=name)}, "expected org/name on the Hub")
       for name in ("/etc", "../../x", "evil", "local-dir:/etc", "org/evil@main", "a/b/c", "org/..",
-                   "https://evil.example/x", None, 3)],
+                   "https://evil.example/x", "org/a--b", "a--b/c", "-org/a", None, 3)],
     *[({"members.0.net": link(revision=name)}, "expected a commit of 40 hexadecimal digits")
       for name in ("main", COMMIT[:12], None, "../x", COMMIT + "\n")],
     *[({"members.0.net": link(sha256=files)}, "expected model.safetensors, or its index")
       for files in ({}, None, {"pytorch_model.bin": HASH}, {"../model.safetensors": HASH},
                     {"*": HASH}, {"model-00001-of-00002.safetensors": HASH},
-                    {"model.safetensors": HASH, "config.json": HASH})],
+                    {"model.safetensors": HASH, "config.json": HASH},
+                    {"model.safetensors": HASH, **{f"model-{n:05}-of-01000.safetensors": HASH
+                                                   for n in range(1000)}})],
     *[({"members.0.net": link(sha256={"model.safetensors": hash_})}, "64 hexadecimal digits")
       for hash_ in ("", None, "F" * 64, "../x")],
     ({"members.0.net": link(), "members.1.net": link(sha256={"model.safetensors": "e" * 64})},
@@ -107,3 +109,30 @@ def test_a_pickle_beside_the_weights_stays_there(hub: Hub, folder: Path, tmp_pat
     save_tensors(kept, folder / "model.safetensors")
     assert zoo.load(with_links(folder, {"members.0.net": told}), device="cpu")
     assert not list((tmp_path / "hf").rglob("*.bin"))
+
+
+def test_nothing_is_fetched_for_a_model_that_cannot_be_built(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    with_links(folder, {"members.0.net": seeded(hub, tmp_path / "evil", lambda where: None)})
+    file = folder / "config.json"
+    told = json.loads(file.read_text())
+    told["zoo"]["model"]["members"][1]["build"]["num_classes"] = 7
+    file.write_text(json.dumps(told))
+    with pytest.raises(FormatError, match="has 7 outputs and 3 class names"):
+        zoo.load(folder, device="cpu")
+    assert hub.log == []
+
+
+def test_what_is_far_larger_than_the_member_is_not_fetched(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    def grow(where: Path) -> None:
+        with (where / "model.safetensors").open("r+b") as file:
+            file.truncate(140_000_000)  # a hole: nothing is read before its size is known
+
+    with_links(folder, {"members.0.net": seeded(hub, tmp_path / "evil", grow)})
+    with pytest.raises(WeightsError, match="its files of weights have 140,000,000 bytes, and "
+                                           "the model has room for no more than 13"):
+        zoo.load(folder, device="cpu")
+    assert hub.called("blob") == hub.called("resolve") == 0

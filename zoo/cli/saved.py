@@ -66,9 +66,9 @@ def _about(folder: Path, config: dict[str, Any]) -> list[str]:
     lines.append(f"  classes: {len(classes) or config.get('num_classes', '?')}{few}")
     lines += [f"  member: {member['name']}, {member['dim']} features, batch norm {member['norms']}"
               for member in members]
-    lines += [f"  linked: {link['member']} is not in this folder; its {link['bytes']:,} bytes are "
+    lines += [f"  linked: {link.get('member')} is not in this folder; its {_bytes(link)} "
               f"in hf-hub:{link['repository']}@{link['revision']}"
-              for link in ours.get("links", {}).values()]
+              for link in (ours.get("links") or {}).values()]
     if ours.get("requires"):
         lines += [f"  requires: {line}" for line in _required(folder / "config.json", ours)]
     for source in made.get("sources", []):
@@ -78,6 +78,12 @@ def _about(folder: Path, config: dict[str, Any]) -> list[str]:
     lines += [f"  made with: {name} {version}"
               for name, version in made.get("versions", {}).items()]
     return lines
+
+
+def _bytes(link: Mapping[str, Any]) -> str:
+    """How large a linked member is, where that stands there."""
+    size = link.get("bytes")
+    return f"{size:,} bytes are" if type(size) is int and size >= 0 else "weights are"
 
 
 def _required(file: Path, ours: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from zoo.errors import HubError, ZooError
 from zoo.model import Model
 from zoo.store import load, read_config, save
 from zoo.store.card import published
-from zoo.store.contents import CARD, CONFIG, is_ignored, is_published
+from zoo.store.contents import CARD, CONFIG, is_ignored, is_licence, is_published
+from zoo.store.fetching import origin_of
+from zoo.store.folders import card_of
 from zoo.store.hashes import git_oid, sha256_of
 from zoo.store.licences import terms
 from zoo.store.links import Link, read_links
@@ -45,7 +48,8 @@ def folder_of(
 ) -> Iterator[Path]:
     """The folder that is given, or one for as long as the block lasts with the model saved.
 
-    Raises HubError for a folder that is to be saved anew and has a card that would be lost.
+    Raises HubError for a folder that is to be saved anew and has a card that would be lost, or a
+    file that has no business on the Hub.
     """
     if not isinstance(model, (Model, str, Path)):
         raise ZooError(f"push takes a zoo.Model or the folder of one, and a "
@@ -54,11 +58,22 @@ def folder_of(
     if folder is not None and (not link_members or links_in(folder)):
         yield folder
         return
-    if folder is not None:
-        _want_plain_card(folder, repository)
     with TemporaryDirectory(prefix="zoo-push-") as place:
-        whole = model if isinstance(model, Model) else load(str(folder), device="cpu")
-        yield save(whole, Path(place) / "model", link_members=link_members)
+        out = Path(place) / "model"
+        if folder is None:
+            assert isinstance(model, Model)
+            yield save(model, out, link_members=link_members)
+            return
+        _want_only_a_model(folder, repository)
+        whole = load(str(folder), device="cpu")
+        _want_plain_card(folder, whole, repository)
+        shards = open_tensors(folder).files
+        save(whole, out, link_members=link_members,
+             max_shard_bytes=max(file.stat().st_size for file in shards) if shards[1:] else None)
+        for file in folder.iterdir():
+            if is_licence(file.name):
+                shutil.copyfile(file, out / file.name)
+        yield out
 
 
 def links_in(folder: Path) -> list[Link]:
@@ -66,12 +81,24 @@ def links_in(folder: Path) -> list[Link]:
     return list(read_links(folder / CONFIG, read_config(folder).get("zoo")).values())
 
 
-def _want_plain_card(folder: Path, repository: str) -> None:
-    card = folder / CARD
-    if card.is_file() and "\n## Measured\n" in card.read_text("utf-8"):
-        raise HubError(repository, "files", f"the card of {folder} has figures, which would be "
-                       "lost; save the model with them and its members linked: zoo.save(model, "
-                       "out, evaluations=…, link_members=True), then push that folder")
+def _want_plain_card(folder: Path, model: Model, repository: str) -> None:
+    """Whether the card says nothing that the one of the linked model would not say."""
+    if not (folder / CARD).is_file():
+        return
+    told = (folder / CARD).read_text("utf-8")
+    plain = card_of(folder, model)
+    known = [plain]
+    if plain is not None:  # or as an earlier push, from which it was pulled, made of it
+        origin = origin_of(folder)
+        there = origin.get("repository", repository)
+        known.append(published(plain, there, None))
+        if any(terms(read_config(folder)["zoo"]["made_with"])):  # its licence is put anew
+            known.append(published(plain, there, origin.get("license")))
+    if told not in known:
+        raise HubError(repository, "files", f"the card of {folder} has figures or was edited, "
+                       "which would be lost; save the model with its members linked: "
+                       "zoo.save(model, out, evaluations=…, link_members=True), edit the card "
+                       "there, then push that folder")
 
 
 def uploads(folder: Path, repository: str, licence: str | None) -> list[Upload]:

@@ -12,8 +12,9 @@ ORIGIN = ".zoo-origin.json"
 
 # The card's own, drawn by zoo; any other is refused by name.
 _PICTURES = r"(confusion|calibration|comparison|interpolation)(-dark)?\.(png|svg)"
+_LICENCE = r"(LICEN[CS]E|NOTICE)(\.md|\.txt)?"
 _PUBLISHED = re.compile(
-    rf"config\.json|README\.md|(LICEN[CS]E|NOTICE)(\.md|\.txt)?|{_PICTURES}"
+    rf"config\.json|README\.md|{_LICENCE}|{_PICTURES}"
     r"|[^/]+\.safetensors(\.index\.json)?")
 # Of an earlier model in the same repository, what would be read with or instead of this one.
 _OUTDATED = re.compile(
@@ -39,3 +40,8 @@ def is_outdated(name: str) -> bool:
 def is_ignored(name: str) -> bool:
     """Whether it may lie beside a model, and stays there."""
     return bool(_IGNORED.fullmatch(name))
+
+
+def is_licence(name: str) -> bool:
+    """Whether it is a text that goes wherever the model goes."""
+    return bool(re.fullmatch(_LICENCE, name))

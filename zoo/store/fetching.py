@@ -54,14 +54,16 @@ def side_by_side(calls: Mapping[Address, Callable[..., T]]) -> dict[Address, T]:
 
 
 def hub_folder(
-    address: Address, *, quiet: bool = False, only: Mapping[str, str] | None = None
+    address: Address, *, quiet: bool = False, only: Mapping[str, str] | None = None,
+    most: int | None = None,
 ) -> Fetched:
     """The folder of a repository, and which repository and commit that is.
 
     Fetched where it is not in the cache, pickles never. Every file is compared with what the Hub
     says of the commit, and the weights with what they were when the model was saved.
     quiet: without the client's own progress bars. only: fetch no other files than these; of each
-    the sha256 that it must have, `""` where it may be missing and have any.
+    the sha256 that it must have, `""` where it may be missing and have any. most: bytes that
+    these may have, as the Hub tells before they are fetched; what is in the cache is not asked for.
     Raises WeightsError when it cannot be had, is not complete, or has changed.
     """
     from huggingface_hub import constants, snapshot_download
@@ -72,11 +74,13 @@ def hub_folder(
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
-    kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=address.location,
-                                                           repo_type="model") / "blobs"
     failed = None
     guard_client()
     try:
+        kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=address.location,
+                                                               repo_type="model") / "blobs"
+        if only and most is not None:
+            _want_small(address, only, most)
         with hashed_on_arrival(kept) as arrived:
             folder = Path(patiently(lambda: snapshot_download(
                 address.location, revision=address.revision, allow_patterns=list(only or FETCHED),
@@ -128,6 +132,24 @@ def _why(error: Exception) -> str:
                                     and isinstance(error, errors.LocalEntryNotFoundError)):
         return "the Hub cannot be reached and it is not in the cache; load it once while online"
     return told.sentence
+
+
+def _want_small(address: Address, only: Iterable[str], most: int) -> None:
+    """Whether these files have no more bytes than that. Asks the Hub, unless it is offline or all
+    are in the cache."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if constants.HF_HUB_OFFLINE or all(
+            isinstance(try_to_load_from_cache(address.location, name, revision=address.revision),
+                       str) for name in only):
+        return
+    told = patiently(lambda: HfApi().model_info(address.location, revision=address.revision,
+                                                files_metadata=True))
+    wanted = set(only)
+    size = sum(each.size or 0 for each in told.siblings or () if each.rfilename in wanted)
+    if size > most:
+        raise WeightsError(f"its files of weights have {size:,} bytes, and the model has room for "
+                           f"no more than {most:,}; ask the owner of the model to save it again")
 
 
 def _want_whole(address: Address, folder: Path) -> None:

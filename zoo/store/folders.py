@@ -35,10 +35,10 @@ from zoo.specs import BackboneSpec, FusionSpec
 from zoo.store.card import model_card
 from zoo.store.contents import CARD, CONFIG, WEIGHTS, is_ignored, is_published
 from zoo.store.fetching import hub_folder, origin_of
-from zoo.store.links import fetch_links, linked_tensors, links_of, read_links
+from zoo.store.links import linked_tensors, links_of, read_links
 from zoo.store.measured import Measured
 from zoo.store.private import public
-from zoo.store.rebuilding import rebuild
+from zoo.store.rebuilding import rebuild_linked
 from zoo.store.timm_layout import from_config, timm_config
 from zoo.tensors import ALIGNMENT, load_tensors, open_tensors, save_tensors
 from zoo.tensors.reading import PICKLES, pickled
@@ -123,6 +123,19 @@ def write_card(folder: Path, model: Model, evaluations: Mapping[str, Evaluation]
             file.write(data)
 
 
+def card_of(folder: Path, model: Model) -> str | None:
+    """The card that `save` writes of a model without figures; None where its making is not known.
+
+    model: as it was loaded from there.
+    """
+    config = read_config(folder)
+    ours = config.get("zoo", {})
+    if "model" not in ours or "sources" not in ours.get("made_with", {}):
+        return None
+    pages = _pages(model, ours, Measured.of(model, {}), plain="architecture" in config)
+    return pages[CARD].decode()
+
+
 def load(
     path: str | os.PathLike[str] | Address,
     *,
@@ -151,10 +164,9 @@ def load_fetched(folder: Path, origin: Mapping[str, str]) -> Model:
     links = read_links(folder / CONFIG, described)
     if described is not None:
         _want_few_members(folder, described, len(links))
-    linked = fetch_links(origin.get("repository", folder), links)
     with torch.random.fork_rng(devices=[]):
-        model = rebuild(folder / CONFIG, config, sum(
-            file.stat().st_size for files in linked.values() for file in files))
+        model, linked = rebuild_linked(
+            folder / CONFIG, config, links, origin.get("repository", folder))
     _assign(folder, model, linked_tensors(links, linked, network(model).state_dict()))
     if described is None or "model" not in described:
         measure_features(next(model.each_member()))

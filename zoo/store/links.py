@@ -8,6 +8,7 @@ leads to another pointer.
 from __future__ import annotations
 
 import re
+import reprlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ from zoo.tensors import load_tensors, open_tensors
 
 INDEX = WEIGHTS + ".index.json"
 MOST = 64  # members that are linked: each may be a download
+_MOST_FILES = 1000  # of one member: shards and their index
+# Bytes that a repository may have beside four times the member's: a classifier that a fusion does
+# without, another dtype.
+_BESIDE = 128_000_000
 _PATH = re.compile(r"members\.\d{1,4}\.net(\.members\.\d{1,4}\.net){0,7}")
 _FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -86,14 +91,23 @@ def read_links(file: Path, described: Any) -> dict[str, Link]:
     return links
 
 
-def fetch_links(place: object, links: Mapping[str, Link]) -> dict[Address, list[Path]]:
+def fetch_links(
+    place: object, links: Mapping[str, Link], wanted: Mapping[str, Tensor] | None = None
+) -> dict[Address, list[Path]]:
     """The files of weights that are pointed to; each repository is fetched once, side by side.
 
-    place: the model that points to them, for errors. Raises WeightsError naming member and
-    repository when one cannot be had or is not what it was.
+    place: the model that points to them, for errors. wanted: its state, on any device; what is far
+    larger than the member is not fetched. Raises WeightsError naming member and repository when
+    one cannot be had or is not what it was.
     """
     first = {link.address: link for link in reversed(list(links.values()))}
-    return side_by_side({address: partial(_fetch, place, link) for address, link in first.items()})
+    most: dict[Address, int] = {}
+    for path, link in links.items() if wanted is not None else ():
+        size = sum(tensor.nbytes for key, tensor in (wanted or {}).items()
+                   if key.startswith(f"{path}."))
+        most[link.address] = max(most.get(link.address, 0), _BESIDE + 4 * size)
+    return side_by_side({address: partial(_fetch, place, link, most.get(address))
+                         for address, link in first.items()})
 
 
 def linked_tensors(
@@ -168,6 +182,9 @@ def _is_member(model: Any, path: str) -> bool:
 
 
 def _link(file: Path, path: str, told: Any) -> Link:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     def damaged(what: str) -> FormatError:
         return FormatError(file, f"links {path} to {what}")
 
@@ -176,7 +193,8 @@ def _link(file: Path, path: str, told: Any) -> Link:
     repository, revision = told.get("repository"), told.get("revision")
     try:
         address = parse(f"hf-hub:{repository}")
-    except BadName:
+        validate_repo_id(repository)
+    except (BadName, HFValidationError):
         address = Path()
     if (not isinstance(repository, str) or not isinstance(address, Address)
             or "/" not in address.location or address.revision is not None):
@@ -186,9 +204,9 @@ def _link(file: Path, path: str, told: Any) -> Link:
     hashes = told.get("sha256")
     if (not isinstance(hashes, dict) or not hashes
             or not all(_FILE.fullmatch(name) for name in hashes)
-            or not hashes.keys() & {WEIGHTS, INDEX}):
-        raise damaged(f"the files {hashes!r}, expected {WEIGHTS}, or its index and shards, each "
-                      "with its sha256")
+            or not hashes.keys() & {WEIGHTS, INDEX} or len(hashes) > _MOST_FILES):
+        raise damaged(f"the files {reprlib.repr(hashes)}, expected {WEIGHTS}, or its index and "
+                      f"shards, {_MOST_FILES:,} at most, each with its sha256")
     for name, hash_ in hashes.items():
         if not isinstance(hash_, str) or not _SHA256.fullmatch(hash_):
             raise damaged(f"{name} with sha256 {hash_!r}, expected 64 hexadecimal digits")
@@ -198,9 +216,11 @@ def _link(file: Path, path: str, told: Any) -> Link:
                 size=size if type(size) is int and size >= 0 else 0)
 
 
-def _fetch(place: object, link: Link, *, quiet: bool = False) -> list[Path]:
+def _fetch(
+    place: object, link: Link, most: int | None, *, quiet: bool = False
+) -> list[Path]:
     try:
-        folder, _ = hub_folder(link.address, quiet=quiet, only=link.sha256)
+        folder, _ = hub_folder(link.address, quiet=quiet, only=link.sha256, most=most)
     except WeightsError as error:
         problem = str(error)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +18,11 @@ from zoo.building import build_fuser, build_net, without_weights
 from zoo.errors import FormatError, OptionError, UnknownName, ZooError
 from zoo.member import Member
 from zoo.model import Inner, Model
+from zoo.names import Address
 from zoo.options import checked
 from zoo.registry import find
 from zoo.specs import TAKES, BackboneSpec, FusionSpec
+from zoo.store.links import Link, fetch_links
 from zoo.store.timm_layout import from_config, kept_config, want_sane
 
 # Below these sizes no network computes tables that matter; above them, so many bytes are free.
@@ -48,6 +51,32 @@ def rebuild(file: Path, config: Mapping[str, Any], elsewhere: int = 0) -> Model:
     except Exception as error:  # whatever a constructor makes of values from a file
         raise FormatError(file, f"is damaged: its model cannot be built ({type(error).__name__}: "
                           f"{error})") from error
+
+
+def rebuild_linked(
+    file: Path, config: Mapping[str, Any], links: Mapping[str, Link], place: object
+) -> tuple[Model, dict[Address, list[Path]]]:
+    """As `rebuild`, and the files of the linked members, which are fetched only when there is a
+    model that they may belong to.
+
+    place: the model, for errors. Raises WeightsError as `fetch_links` does.
+    """
+    try:
+        model, whole = rebuild(file, config), True
+    except FormatError:
+        if not links:
+            raise
+        # Its tables may be large beside the weights that are here, and not beside all: it is built
+        # without memory until the others are at hand.
+        with torch.device("meta"):
+            model, whole = rebuild(file, config, sys.maxsize), False
+    if not links:
+        return model, {}
+    fetched = fetch_links(place, links, model.state_dict())
+    if not whole:
+        model = rebuild(file, config, sum(
+            each.stat().st_size for files in fetched.values() for each in files))
+    return model, fetched
 
 
 def _model(
