@@ -190,14 +190,15 @@ class TestMeasured:
     def test_what_is_not_of_this_model_or_these_images_is_refused(
         self, measured: Evaluation, tmp_path: Path
     ) -> None:
-        for given, says in (
+        refused: list[tuple[dict[str, Any], str]] = [
             ({"member 1": measured}, "nothing of the model that is saved; put that under 'fused'"),
             ({"fused": 0.9}, r"evaluations\['fused'\] is a float, expected what zoo.evaluate"),
             ({"model": replace(measured, parameters=5)}, "3 classes and 5 parameters, and this"),
             ({"fused": measured, "b": replace(measured, n=99)}, r"\['b'\] is of 99 images and 'fu"),
-        ):
+        ]
+        for given, says in refused:
             with pytest.raises(OptionError, match=says):
-                zoo.save(fused(), tmp_path / "m", evaluations=given)  # type: ignore[arg-type]
+                zoo.save(fused(), tmp_path / "m", evaluations=given)
         assert not (tmp_path / "m").exists()
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_repositories_are_fetched_side_by_side(
     hub: Hub, commits: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(len(MEMBERS), timeout=20)
-    handler = hub._servers[0].RequestHandlerClass
+    handler: Any = hub._servers[0].RequestHandlerClass
 
     def waiting(answer: Callable[..., object]) -> Callable[..., object]:
         def wait(*request: object) -> object:
@@ -44,7 +45,7 @@ def test_repositories_are_fetched_side_by_side(
 
     monkeypatch.setattr(handler, "routes", [
         (methods, pattern, name, waiting(answer) if name == "info" else answer)
-        for methods, pattern, name, answer in handler.routes])  # type: ignore[attr-defined]
+        for methods, pattern, name, answer in handler.routes])
     model = zoo.fuse(MEMBERS, "mean", device="cpu")
     assert revisions(model) == commits
     assert hub.called("info") == len(MEMBERS)

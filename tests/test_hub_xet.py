@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub import Fault, Hub
@@ -267,10 +268,10 @@ def test_an_address_that_expired() -> None:
                            "/xorbs/ab?X-Xet-Signed-Range=0&Signature=secret)")
 
     # As hf-xet raises it, out of a function of the client.
-    frame: dict[str, object] = {"__name__": "huggingface_hub.file_download"}
+    frame: dict[str, Any] = {"__name__": "huggingface_hub.file_download"}
     exec("def xet_get(call): call()", frame)
     with pytest.raises(RuntimeError) as caught:
-        frame["xet_get"](expired)  # type: ignore[operator]
+        frame["xet_get"](expired)
     told = refusal(caught.value)
     assert told.reason == "broken"
     assert "(HTTP 403); it may have expired: run the same again" in told.sentence

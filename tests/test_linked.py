@@ -137,10 +137,10 @@ def test_a_file_that_changed_under_its_commit(
     forget(tmp_path)
     other = zoo.save(net(9), tmp_path / "other")
     hub.store.seed("org/x", other)
-    files = hub.store.repositories["org/a"].commits[commits[0]].files
+    files: Any = hub.store.repositories["org/a"].commits[commits[0]].files
     swapped = hub.store.repositories["org/x"].commit_of("main").files
     was = files["model.safetensors"].sha256
-    files.update(swapped)  # type: ignore[attr-defined]
+    files.update(swapped)
     with pytest.raises(WeightsError) as caught:
         zoo.load(linked, device="cpu")
     message = str(caught.value)

@@ -55,10 +55,11 @@ def page(colour: str) -> tuple[int, ...]:
 def opaque(data: bytes, box: tuple[float, float, float, float] = (0, 0, 1, 1)) -> set[Any]:
     """The colours of what covers the page, in a part of the picture."""
     image = Image.open(io.BytesIO(data)).convert("RGBA")
-    scale = (*image.size, *image.size)
-    part = image.crop(tuple(int(a * b) for a, b in zip(box, scale, strict=True)))  # type: ignore[arg-type]
-    colours = part.getcolors(1 << 20) or []
-    return {colour for _, colour in colours if colour[3] > 250}  # type: ignore[index]
+    (width, height), (left, top, right, bottom) = image.size, box
+    part = image.crop((int(left * width), int(top * height), int(right * width),
+                       int(bottom * height)))
+    colours: list[Any] = part.getcolors(1 << 20) or []
+    return {colour for _, colour in colours if colour[3] > 250}
 
 
 def test_there_is_a_picture_of_whatever_was_measured() -> None:

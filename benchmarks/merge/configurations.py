@@ -27,245 +27,124 @@ from torch import Tensor
 LAYERS, HIDDEN, INNER, TOKENS = 4, 64, 96, 200
 SEED = 7
 
-# mergekit's own format.
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
- "ties density per model": {"merge_method": "ties",
-                            "base_model": "base",
-                            "models": [{"model": "a",
-                                        "parameters": {"weight": 0.5, "density": 0.3}},
-                                       {"model": "b",
-                                        "parameters": {"weight": 0.8, "density": 0.7}}]},
- "breadcrumbs density per model": {"merge_method": "breadcrumbs",
-                                   "base_model": "base",
-                                   "models": [{"model": "a",
-                                               "parameters": {"weight": 0.5,
-                                                              "density": 0.3,
-                                                              "gamma": 0.02}},
-                                              {"model": "b",
-                                               "parameters": {"weight": 0.8, "density": 0.7}}]},
- "breadcrumbs_ties density per model": {"merge_method": "breadcrumbs_ties",
-                                        "base_model": "base",
-                                        "models": [{"model": "a",
-                                                    "parameters": {"weight": 0.5,
-                                                                   "density": 0.3,
-                                                                   "gamma": 0.02}},
-                                                   {"model": "b",
-                                                    "parameters": {"weight": 0.8,
-                                                                   "density": 0.7}}]},
- "ties gradients": {"merge_method": "ties",
-                    "base_model": "base",
-                    "models": [{"model": "a",
-                                "parameters": {"weight": [0, 0.3, 0.7, 1],
-                                               "density": [1, 0.7, 0.1]}},
-                               {"model": "b",
-                                "parameters": {"weight": 0.5,
-                                               "density": [{"filter": "mlp", "value": 0.5},
-                                                           {"value": [0.2, 0.9]}]}}],
-                    "parameters": {"lambda": [0.5, 1.0]}},
- "breadcrumbs gamma gradient": {"merge_method": "breadcrumbs",
-                                "base_model": "base",
-                                "models": [{"model": "a",
-                                            "parameters": {"weight": 0.5,
-                                                           "density": 0.3,
-                                                           "gamma": [0.01, 0.2]}},
-                                           {"model": "b",
-                                            "parameters": {"weight": 0.8,
-                                                           "density": 0.7,
-                                                           "gamma": 0.1}}]},
- "dare_ties masks injected": {"merge_method": "dare_ties",
-                              "base_model": "base",
-                              "models": [{"model": "a",
-                                          "parameters": {"weight": 0.5, "density": 0.4}},
-                                         {"model": "b",
-                                          "parameters": {"weight": 0.8, "density": [0.3, 0.6]}}],
-                              "parameters": {"normalize": [{"filter": "norm", "value": True},
-                                                           {"value": False}]}},
- "dare_linear masks injected": {"merge_method": "dare_linear",
-                                "base_model": "base",
-                                "models": [{"model": "a",
-                                            "parameters": {"weight": 0.5, "density": 0.4}},
-                                           {"model": "b",
-                                            "parameters": {"weight": 0.8,
-                                                           "density": [0.3, 0.6]}}],
-                                "parameters": {"normalize": [{"filter": "norm", "value": True},
-                                                             {"value": False}]}},
- "della masks injected": {"merge_method": "della",
-                          "base_model": "base",
-                          "models": [{"model": "a",
-                                      "parameters": {"weight": 0.5,
-                                                     "density": 0.4,
-                                                     "epsilon": 0.1}},
-                                     {"model": "b",
-                                      "parameters": {"weight": 0.8,
-                                                     "density": [0.3, 0.6],
-                                                     "epsilon": [0.05, 0.2]}}],
-                          "parameters": {"normalize": [{"filter": "norm", "value": True},
-                                                       {"value": False}]}},
- "della_linear masks injected": {"merge_method": "della_linear",
-                                 "base_model": "base",
-                                 "models": [{"model": "a",
-                                             "parameters": {"weight": 0.5,
-                                                            "density": 0.4,
-                                                            "epsilon": 0.1}},
-                                            {"model": "b",
-                                             "parameters": {"weight": 0.8,
-                                                            "density": [0.3, 0.6],
-                                                            "epsilon": [0.05, 0.2]}}],
-                                 "parameters": {"normalize": [{"filter": "norm", "value": True},
-                                                              {"value": False}]}},
- "task_arithmetic lambda by filter": {"merge_method": "task_arithmetic",
-                                      "base_model": "base",
-                                      "models": [{"model": "a", "parameters": {"weight": 0.5}},
-                                                 {"model": "b",
-                                                  "parameters": {"weight": [{"filter": "norm",
-                                                                             "value": [0, 1.0]},
-                                                                            {"value": 0.3}]}}],
-                                      "parameters": {"lambda": [{"filter": "self_attn",
-                                                                 "value": 0.4},
-                                                                {"value": 0.9}]}},
- "sce topk gradient": {"merge_method": "sce",
-                       "base_model": "base",
-                       "models": [{"model": "a"}, {"model": "b"}, {"model": "c"}],
-                       "parameters": {"select_topk": [0.2, 0.9]}},
- "slerp one slice": {"merge_method": "slerp",
-                     "base_model": "a",
-                     "slices": [{"sources": [{"model": "a", "layer_range": [0, 4]},
-                                             {"model": "b", "layer_range": [0, 4]}]}],
-                     "parameters": {"t": [{"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
-                                          {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
-                                          {"value": 0.5}]}},
- "slerp two slices": {"merge_method": "slerp",
-                      "base_model": "a",
-                      "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]},
-                                              {"model": "b", "layer_range": [0, 1]}],
-                                  "parameters": {"t": [0.1, 0.9]}},
-                                 {"sources": [{"model": "a", "layer_range": [1, 4]},
-                                              {"model": "b", "layer_range": [1, 4]}],
-                                  "parameters": {"t": [{"filter": "mlp", "value": [0.2, 0.3]},
-                                                       {"value": 0.7}]}}]},
- "ties two slices": {"merge_method": "ties",
-                     "base_model": "base",
-                     "slices": [{"sources": [{"model": "base", "layer_range": [0, 2]},
-                                             {"model": "a",
-                                              "layer_range": [0, 2],
-                                              "parameters": {"weight": 0.3, "density": 0.5}},
-                                             {"model": "b",
-                                              "layer_range": [0, 2],
-                                              "parameters": {"weight": [0.1, 0.9],
-                                                             "density": [0.2, 0.4]}}]},
-                                {"sources": [{"model": "base", "layer_range": [2, 4]},
-                                             {"model": "b",
-                                              "layer_range": [2, 4],
-                                              "parameters": {"weight": 0.6, "density": 0.8}},
-                                             {"model": "a",
-                                              "layer_range": [2, 4],
-                                              "parameters": {"density": 0.9}}]}],
-                     "parameters": {"weight": 0.7}},
- "linear three slices": {"merge_method": "linear",
-                         "slices": [{"sources": [{"model": "a",
-                                                  "layer_range": [0, 1],
-                                                  "parameters": {"weight": [1.0, 0.2]}},
-                                                 {"model": "b",
-                                                  "layer_range": [0, 1],
-                                                  "parameters": {"weight": 0.5}}]},
-                                    {"sources": [{"model": "a",
-                                                  "layer_range": [1, 3],
-                                                  "parameters": {"weight": [0.7, 0.2]}},
-                                                 {"model": "b",
-                                                  "layer_range": [1, 3],
-                                                  "parameters": {"weight": 0.5}}]},
-                                    {"sources": [{"model": "a",
-                                                  "layer_range": [3, 4],
-                                                  "parameters": {"weight": [0.10000000000000009,
-                                                                            0.2]}},
-                                                 {"model": "b",
-                                                  "layer_range": [3, 4],
-                                                  "parameters": {"weight": 0.5}}]}]},
- "slerp three slices, filters that cross": {"merge_method": "slerp",
-                                            "base_model": "a",
-                                            "slices": [{"sources": [{"model": "a",
-                                                                     "layer_range": [0, 2]},
-                                                                    {"model": "b",
-                                                                     "layer_range": [0, 2]}],
-                                                        "parameters": {"t": [{"filter": "mlp",
-                                                                              "value": 0.1},
-                                                                             {"filter": "proj",
-                                                                              "value": 0.4},
-                                                                             {"value": 0.6}]}},
-                                                       {"sources": [{"model": "a",
-                                                                     "layer_range": [2, 4]},
-                                                                    {"model": "b",
-                                                                     "layer_range": [2, 4]}],
-                                                        "parameters": {"t": [{"filter": "proj",
-                                                                              "value": 0.3},
-                                                                             {"filter": "mlp",
-                                                                              "value": 0.9},
-                                                                             {"value": 0.2}]}}]},
- "nuslerp flatten=False row_wise=False base=None": {"merge_method": "nuslerp",
-                                                    "models": [{"model": "a",
-                                                                "parameters": {"weight": [0.2,
-                                                                                          0.9]}},
-                                                               {"model": "b",
-                                                                "parameters": {"weight": 0.6}}],
-                                                    "parameters": {"nuslerp_flatten": False,
-                                                                   "nuslerp_row_wise": False}},
- "nuslerp flatten=False row_wise=False base=base": {"merge_method": "nuslerp",
-                                                    "base_model": "base",
-                                                    "models": [{"model": "a",
-                                                                "parameters": {"weight": [0.2,
-                                                                                          0.9]}},
-                                                               {"model": "b",
-                                                                "parameters": {"weight": 0.6}}],
-                                                    "parameters": {"nuslerp_flatten": False,
-                                                                   "nuslerp_row_wise": False}},
- "nuslerp flatten=False row_wise=True base=None": {"merge_method": "nuslerp",
-                                                   "models": [{"model": "a",
-                                                               "parameters": {"weight": [0.2,
-                                                                                         0.9]}},
-                                                              {"model": "b",
-                                                               "parameters": {"weight": 0.6}}],
-                                                   "parameters": {"nuslerp_flatten": False,
-                                                                  "nuslerp_row_wise": True}},
- "nuslerp flatten=False row_wise=True base=base": {"merge_method": "nuslerp",
-                                                   "base_model": "base",
-                                                   "models": [{"model": "a",
-                                                               "parameters": {"weight": [0.2,
-                                                                                         0.9]}},
-                                                              {"model": "b",
-                                                               "parameters": {"weight": 0.6}}],
-                                                   "parameters": {"nuslerp_flatten": False,
-                                                                  "nuslerp_row_wise": True}},
- "nuslerp flatten=True row_wise=True base=None": {"merge_method": "nuslerp",
-                                                  "models": [{"model": "a",
-                                                              "parameters": {"weight": [0.2,
-                                                                                        0.9]}},
-                                                             {"model": "b",
-                                                              "parameters": {"weight": 0.6}}],
-                                                  "parameters": {"nuslerp_flatten": True,
-                                                                 "nuslerp_row_wise": True}},
- "nuslerp flatten=True row_wise=True base=base": {"merge_method": "nuslerp",
-                                                  "base_model": "base",
-                                                  "models": [{"model": "a",
-                                                              "parameters": {"weight": [0.2,
-                                                                                        0.9]}},
-                                                             {"model": "b",
-                                                              "parameters": {"weight": 0.6}}],
-                                                  "parameters": {"nuslerp_flatten": True,
-                                                                 "nuslerp_row_wise": True}},
- "multislerp gradient": {"merge_method": "multislerp",
-                         "models": [{"model": "a", "parameters": {"weight": [0.2, 0.9]}},
-                                    {"model": "b", "parameters": {"weight": 0.6}},
-                                    {"model": "c", "parameters": {"weight": 0.4}}],
-                         "parameters": {"normalize_weights": True}},
- "linear filter lm_head": {"merge_method": "linear",
-                           "models": [{"model": "a",
-                                       "parameters": {"weight": [{"filter": "lm_head",
-                                                                  "value": 1.0},
-                                                                 {"filter": "nothing",
-                                                                  "value": 3},
-                                                                 {"value": [0.2, 0.5, 0.9]}]}},
-                                      {"model": "b", "parameters": {"weight": 0.5}}]}}
-
+# In mergekit's own format.
+CONFIGURATIONS: dict[str, dict[str, Any]] = yaml.safe_load("""
+ties density per model:
+  {merge_method: ties, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.3}}, {model: b, parameters: {weight: 0.8,
+          density: 0.7}}]}
+breadcrumbs density per model:
+  {merge_method: breadcrumbs, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.3, gamma: 0.02}}, {model: b, parameters: {
+          weight: 0.8, density: 0.7}}]}
+breadcrumbs_ties density per model:
+  {merge_method: breadcrumbs_ties, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.3, gamma: 0.02}}, {model: b, parameters: {
+          weight: 0.8, density: 0.7}}]}
+ties gradients:
+  {merge_method: ties, base_model: base, models: [{model: a, parameters: {
+          weight: [0, 0.3, 0.7, 1], density: [1, 0.7, 0.1]}}, {model: b, parameters: {
+          weight: 0.5, density: [{filter: mlp, value: 0.5}, {value: [0.2,
+                0.9]}]}}], parameters: {lambda: [0.5, 1.0]}}
+breadcrumbs gamma gradient:
+  {merge_method: breadcrumbs, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.3, gamma: [0.01, 0.2]}}, {model: b, parameters: {
+          weight: 0.8, density: 0.7, gamma: 0.1}}]}
+dare_ties masks injected:
+  {merge_method: dare_ties, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.4}}, {model: b, parameters: {weight: 0.8,
+          density: [0.3, 0.6]}}], parameters: {normalize: [{filter: norm,
+          value: true}, {value: false}]}}
+dare_linear masks injected:
+  {merge_method: dare_linear, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.4}}, {model: b, parameters: {weight: 0.8,
+          density: [0.3, 0.6]}}], parameters: {normalize: [{filter: norm,
+          value: true}, {value: false}]}}
+della masks injected:
+  {merge_method: della, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.4, epsilon: 0.1}}, {model: b, parameters: {
+          weight: 0.8, density: [0.3, 0.6], epsilon: [0.05, 0.2]}}], parameters: {
+      normalize: [{filter: norm, value: true}, {value: false}]}}
+della_linear masks injected:
+  {merge_method: della_linear, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5, density: 0.4, epsilon: 0.1}}, {model: b, parameters: {
+          weight: 0.8, density: [0.3, 0.6], epsilon: [0.05, 0.2]}}], parameters: {
+      normalize: [{filter: norm, value: true}, {value: false}]}}
+task_arithmetic lambda by filter:
+  {merge_method: task_arithmetic, base_model: base, models: [{model: a, parameters: {
+          weight: 0.5}}, {model: b, parameters: {weight: [{filter: norm, value: [
+                0, 1.0]}, {value: 0.3}]}}], parameters: {lambda: [{filter: self_attn,
+          value: 0.4}, {value: 0.9}]}}
+sce topk gradient:
+  {merge_method: sce, base_model: base, models: [{model: a}, {model: b}, {
+        model: c}], parameters: {select_topk: [0.2, 0.9]}}
+slerp one slice:
+  {merge_method: slerp, base_model: a, slices: [{sources: [{model: a, layer_range: [
+              0, 4]}, {model: b, layer_range: [0, 4]}]}], parameters: {t: [
+        {filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}, {filter: mlp, value: [
+            1, 0.5, 0.7, 0.3, 0]}, {value: 0.5}]}}
+slerp two slices:
+  {merge_method: slerp, base_model: a, slices: [{sources: [{model: a, layer_range: [
+              0, 1]}, {model: b, layer_range: [0, 1]}], parameters: {t: [
+            0.1, 0.9]}}, {sources: [{model: a, layer_range: [1, 4]}, {model: b,
+            layer_range: [1, 4]}], parameters: {t: [{filter: mlp, value: [
+                0.2, 0.3]}, {value: 0.7}]}}]}
+ties two slices:
+  {merge_method: ties, base_model: base, slices: [{sources: [{model: base,
+            layer_range: [0, 2]}, {model: a, layer_range: [0, 2], parameters: {
+              weight: 0.3, density: 0.5}}, {model: b, layer_range: [0, 2],
+            parameters: {weight: [0.1, 0.9], density: [0.2, 0.4]}}]}, {sources: [
+          {model: base, layer_range: [2, 4]}, {model: b, layer_range: [2,
+              4], parameters: {weight: 0.6, density: 0.8}}, {model: a, layer_range: [
+              2, 4], parameters: {density: 0.9}}]}], parameters: {weight: 0.7}}
+linear three slices:
+  {merge_method: linear, slices: [{sources: [{model: a, layer_range: [0, 1],
+            parameters: {weight: [1.0, 0.2]}}, {model: b, layer_range: [0,
+              1], parameters: {weight: 0.5}}]}, {sources: [{model: a, layer_range: [
+              1, 3], parameters: {weight: [0.7, 0.2]}}, {model: b, layer_range: [
+              1, 3], parameters: {weight: 0.5}}]}, {sources: [{model: a, layer_range: [
+              3, 4], parameters: {weight: [0.10000000000000009, 0.2]}}, {
+            model: b, layer_range: [3, 4], parameters: {weight: 0.5}}]}]}
+slerp three slices, filters that cross:
+  {merge_method: slerp, base_model: a, slices: [{sources: [{model: a, layer_range: [
+              0, 2]}, {model: b, layer_range: [0, 2]}], parameters: {t: [
+            {filter: mlp, value: 0.1}, {filter: proj, value: 0.4}, {value: 0.6}]}},
+      {sources: [{model: a, layer_range: [2, 4]}, {model: b, layer_range: [
+              2, 4]}], parameters: {t: [{filter: proj, value: 0.3}, {filter: mlp,
+              value: 0.9}, {value: 0.2}]}}]}
+nuslerp flatten=False row_wise=False base=None:
+  {merge_method: nuslerp, models: [{model: a, parameters: {weight: [0.2, 0.9]}},
+      {model: b, parameters: {weight: 0.6}}], parameters: {nuslerp_flatten: false,
+      nuslerp_row_wise: false}}
+nuslerp flatten=False row_wise=False base=base:
+  {merge_method: nuslerp, base_model: base, models: [{model: a, parameters: {
+          weight: [0.2, 0.9]}}, {model: b, parameters: {weight: 0.6}}], parameters: {
+      nuslerp_flatten: false, nuslerp_row_wise: false}}
+nuslerp flatten=False row_wise=True base=None:
+  {merge_method: nuslerp, models: [{model: a, parameters: {weight: [0.2, 0.9]}},
+      {model: b, parameters: {weight: 0.6}}], parameters: {nuslerp_flatten: false,
+      nuslerp_row_wise: true}}
+nuslerp flatten=False row_wise=True base=base:
+  {merge_method: nuslerp, base_model: base, models: [{model: a, parameters: {
+          weight: [0.2, 0.9]}}, {model: b, parameters: {weight: 0.6}}], parameters: {
+      nuslerp_flatten: false, nuslerp_row_wise: true}}
+nuslerp flatten=True row_wise=True base=None:
+  {merge_method: nuslerp, models: [{model: a, parameters: {weight: [0.2, 0.9]}},
+      {model: b, parameters: {weight: 0.6}}], parameters: {nuslerp_flatten: true,
+      nuslerp_row_wise: true}}
+nuslerp flatten=True row_wise=True base=base:
+  {merge_method: nuslerp, base_model: base, models: [{model: a, parameters: {
+          weight: [0.2, 0.9]}}, {model: b, parameters: {weight: 0.6}}], parameters: {
+      nuslerp_flatten: true, nuslerp_row_wise: true}}
+multislerp gradient:
+  {merge_method: multislerp, models: [{model: a, parameters: {weight: [0.2,
+            0.9]}}, {model: b, parameters: {weight: 0.6}}, {model: c, parameters: {
+          weight: 0.4}}], parameters: {normalize_weights: true}}
+linear filter lm_head:
+  {merge_method: linear, models: [{model: a, parameters: {weight: [{filter: lm_head,
+              value: 1.0}, {filter: nothing, value: 3}, {value: [0.2, 0.5,
+                0.9]}]}}, {model: b, parameters: {weight: 0.5}}]}
+""")
 
 def models() -> dict[str, dict[str, Tensor]]:
     """A base, and three models that differ from it."""
