@@ -20,8 +20,7 @@ def random16(stream: tuple[object, ...], offset: int, count: int) -> NDArray[np.
 
     stream: what names it, such as (seed, key, member). A stream repeats after 2³³ elements.
     """
-    text = "\0".join(map(str, stream)).encode()
-    keys = np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), np.uint32)
+    keys = keys_of(stream)
     first = offset // 2  # each 32-bit number serves two elements
     x = np.arange((offset + count + 1) // 2 - first, dtype=np.uint32)
     shifted = np.empty_like(x)
@@ -35,6 +34,12 @@ def random16(stream: tuple[object, ...], offset: int, count: int) -> NDArray[np.
     x ^= np.right_shift(x, 16, out=shifted)
     start = offset - 2 * first
     return x.view(np.uint16)[start:start + count]
+
+
+def keys_of(stream: tuple[object, ...]) -> NDArray[np.uint32]:
+    """The keys of the two rounds, [2]."""
+    text = "\0".join(map(str, stream)).encode()
+    return np.frombuffer(hashlib.blake2b(text, digest_size=8).digest(), np.uint32)
 
 
 def uniform16(stream: tuple[object, ...], offset: int, count: int) -> Tensor:

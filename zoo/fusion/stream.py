@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import FusionError, ShapeMismatch
+from zoo.fusion import compiled
 from zoo.fusion.depth import depths
 from zoo.fusion.precision import widened
 from zoo.registry import resolve
@@ -128,6 +129,8 @@ def run(
     workers = threads or cores()
     if not on_cpu or sum(sizes.values()) < _SMALL or merge.scope == "tensor":
         workers = 1  # a tensor-scoped strategy uses the cores inside its operations
+    if on_cpu:
+        compiled.expect(sum(sizes.values()))
 
     def compute(piece: Piece, measured: Sequence[Any]) -> int:
         tensors, keywords = _call(merge, piece, depth_of)

@@ -3,25 +3,30 @@ merging with sparse masks", arXiv:2312.06795."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from zoo.errors import OptionError
 from zoo.fusion.precision import widened
-from zoo.fusion.weights.selection import Places, Seen, at_places, at_places_of, look
+from zoo.fusion.weights.selection import (
+    Places,
+    Seen,
+    at_places,
+    at_places_of,
+    look,
+    magnitudes,
+    note_magnitudes,
+)
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
+    Changes,
     densities,
     for_members,
     is_small,
     is_whole,
-    magnitudes,
-    summed,
-    task_vectors,
-    trimmed,
     whose,
-    without_largest,
+    with_sum,
 )
 from zoo.options import PerMember
 
@@ -56,14 +61,14 @@ def breadcrumbs(
         normalise: divide the sum by Σ wᵢ
     """
     start = widened(wanted_base("breadcrumbs", base))
-    vectors = masked("breadcrumbs", tensors, start, measured, key, density, gamma)
-    return start.add(summed("breadcrumbs", vectors, weight, key, normalise), alpha=scale)
+    changes = masked("breadcrumbs", tensors, start, measured, key, density, gamma)
+    return with_sum("breadcrumbs", changes, weight, key, normalise=normalise, scale=scale)
 
 
 def masked(
     strategy: str, tensors: Sequence[Tensor], start: Tensor, measured: Sequence[Seen],
     key: str, density: PerMember, gamma: PerMember,
-) -> Iterator[Tensor]:
+) -> Changes:
     """The task vectors without their largest and smallest entries."""
     stay = densities(strategy, density, len(tensors), key)
     gone = for_members(gamma, len(tensors))
@@ -72,12 +77,11 @@ def masked(
             raise OptionError(strategy, f"gamma is {fraction}{whose(gone, member, key)}, expected "
                               "a fraction in [0, 1)")
     places = _places(stay, gone)
-    ends = [[0.0, float("inf")]] * len(tensors)
-    if min(stay) < 1:
-        ends = (at_places(measured, places) if measured else
-                at_places_of(magnitudes(start, *tensors), places))
-    for vector, (least, most) in zip(task_vectors(tensors, start), ends, strict=True):
-        yield without_largest(trimmed(vector, least), most)
+    if min(stay) == 1:
+        return Changes(start, tensors)
+    ends = (at_places(measured, places) if measured else
+            at_places_of(magnitudes(start, *tensors), places))
+    return Changes(start, tensors, ends=[(least, most) for least, most in ends])
 
 
 def measure(
@@ -95,7 +99,8 @@ def measure(
         return None
     start = widened(wanted_base("breadcrumbs", base))
     return look(magnitudes, (start, *tensors), measured,
-                _places(stay, for_members(gamma, len(tensors))), whole=is_whole(tensors[0], shape))
+                _places(stay, for_members(gamma, len(tensors))), note=note_magnitudes,
+                whole=is_whole(tensors[0], shape))
 
 
 def _places(density: Sequence[float], gamma: Sequence[float]) -> Places:

@@ -12,7 +12,7 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.breadcrumbs import masked
 from zoo.fusion.weights.selection import Seen
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import elected
+from zoo.fusion.weights.task_vectors import with_elected
 from zoo.options import PerMember
 
 
@@ -42,6 +42,5 @@ def breadcrumbs_ties(
         election: the sign is that of the sum of the members' changes, or of the greater count
     """
     start = widened(wanted_base("breadcrumbs_ties", base))
-    vectors = masked("breadcrumbs_ties", tensors, start, measured, key, density, gamma)
-    merged = elected(vectors, weight, normalise=normalise, election=election)
-    return start.add(merged, alpha=scale)
+    changes = masked("breadcrumbs_ties", tensors, start, measured, key, density, gamma)
+    return with_elected(changes, weight, normalise=normalise, election=election, scale=scale)

@@ -3,7 +3,7 @@ models as a free lunch", arXiv:2311.03099; here with task arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -12,13 +12,14 @@ from zoo.fusion.precision import widened
 from zoo.fusion.weights.masks import even_mask, in_steps
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
+    Changes,
     Convention,
     densities,
     for_members,
     l1_factors,
     l1_norms,
-    summed,
     task_vectors,
+    with_sum,
 )
 from zoo.options import PerMember
 
@@ -56,26 +57,22 @@ def dare_linear(
         normalise: divide the sum by Σ wᵢ
     """
     start = widened(wanted_base("dare_linear", base))
-    vectors = dropped("dare_linear", tensors, start, measured, (seed, key), offset, density,
+    changes = dropped("dare_linear", tensors, start, measured, (seed, key), offset, density,
                       rescale, convention)
-    return start.add(summed("dare_linear", vectors, weight, key, normalise), alpha=scale)
+    return with_sum("dare_linear", changes, weight, key, normalise=normalise, scale=scale)
 
 
 def dropped(
     strategy: str, tensors: Sequence[Tensor], start: Tensor, measured: Sequence[Tensor],
     stream: tuple[int, str], offset: int, density: PerMember, rescale: bool, convention: Convention,
-) -> Iterator[Tensor]:
+) -> Changes:
     """The task vectors of DARE: each entry kept with a probability, and rescaled."""
     chances = _chances(densities(strategy, density, len(tensors), stream[1]), len(tensors))
     factors = [1 / chance if rescale else 1.0 for chance in chances]
     if rescale and convention == "mergekit" and min(chances) < 1:
         factors = l1_factors(measured[0] if measured else _norms(tensors, start, stream, offset,
                                                                  chances))
-    for member, (vector, chance, factor) in enumerate(
-            zip(task_vectors(tensors, start), chances, factors, strict=True)):
-        if chance < 1:
-            vector.mul_(even_mask(chance, (*stream, member), offset, vector)).mul_(factor)
-        yield vector
+    return Changes(start, tensors, chances=chances, factors=factors, stream=stream, offset=offset)
 
 
 def measure(

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.fusion.precision import widened
 from zoo.fusion.weights.dare_linear import dropped
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import elected
+from zoo.fusion.weights.task_vectors import with_elected
 from zoo.options import PerMember
 
 
@@ -47,8 +47,7 @@ def dare_ties(
         election: the sign is that of the sum of the members' changes, or of the greater count
     """
     start = widened(wanted_base("dare_ties", base))
-    vectors = dropped("dare_ties", tensors, start, measured, (seed, key), offset, density,
+    changes = dropped("dare_ties", tensors, start, measured, (seed, key), offset, density,
                       rescale, convention)
     divided = convention == "paper" if normalise is None else normalise
-    merged = elected(vectors, weight, normalise=divided, election=election)
-    return start.add(merged, alpha=scale)
+    return with_elected(changes, weight, normalise=divided, election=election, scale=scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.fusion.precision import widened
 from zoo.fusion.weights.della_linear import MagPrune
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import elected
+from zoo.fusion.weights.task_vectors import Changes, with_elected
 from zoo.options import PerMember
 
 
@@ -55,6 +55,5 @@ def della(
     start = widened(wanted_base("della", base))
     prune = MagPrune("della", density, epsilon, rescale, ranks, convention, (seed, key), offset,
                      tuple(start.shape if shape is None else shape))
-    merged = elected(prune(tensors, start, measured), weight, normalise=normalise,
-                     election=election)
-    return start.add(merged, alpha=scale)
+    changes = Changes(start, list(prune(tensors, start, measured)), ready=True)
+    return with_elected(changes, weight, normalise=normalise, election=election, scale=scale)

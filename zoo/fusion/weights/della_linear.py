@@ -7,25 +7,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import OptionError
+from zoo.fusion import compiled
 from zoo.fusion.precision import widened
+from zoo.fusion.randomness import keys_of
 from zoo.fusion.weights.gram import rows
 from zoo.fusion.weights.masks import mask
 from zoo.fusion.weights.ranks import Ranks, ranked
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
+    Changes,
     Convention,
     densities,
     for_members,
     is_small,
     l1_factors,
     l1_norms,
-    summed,
     task_vectors,
     whose,
+    with_sum,
 )
 from zoo.options import PerMember
 
@@ -78,8 +82,8 @@ def della_linear(
     start = widened(wanted_base("della_linear", base))
     prune = MagPrune("della_linear", density, epsilon, rescale, ranks, convention, (seed, key),
                      offset, tuple(start.shape if shape is None else shape))
-    vectors = prune(tensors, start, measured)
-    return start.add(summed("della_linear", vectors, weight, key, normalise), alpha=scale)
+    changes = Changes(start, list(prune(tensors, start, measured)), ready=True)
+    return with_sum("della_linear", changes, weight, key, normalise=normalise, scale=scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class MagPrune:
         if by_norm:
             factors = l1_factors(measured[0] if measured else self.norms(tensors, start))
         for member, vector in enumerate(task_vectors(tensors, start)):
-            if spans[member][0] < 1:
+            if spans[member][0] < 1 and (by_norm or not self.prune_compiled(vector, member, spans)):
                 chances = self.chances(vector, *spans[member])
                 vector.mul_(mask(chances, (*self.stream, member), self.offset))
                 if by_norm:
@@ -115,6 +119,24 @@ class MagPrune:
                 elif self.rescale:
                     vector.div_(chances)
             yield vector
+
+    def prune_compiled(
+        self, vector: Tensor, member: int, spans: Sequence[tuple[float, float]]
+    ) -> bool:
+        """Whether the kernels could prune a task vector in place, by its exact ranks."""
+        width = vector.numel() // max(rows(vector, self.shape).shape[0], 1)
+        kernels = compiled.kernels(vector)
+        if kernels is None or self.ranks != "exact" or width < 2 or (
+                self.convention == "mergekit" and len(self.shape) > 2):
+            return False
+        density, epsilon = spans[member]
+        order = np.empty((vector.numel() // width, width), np.int64)
+        kernels.magnitude_keys(vector.data_ptr(), order)
+        order.sort(axis=1)
+        kernels.prune(vector.data_ptr(), order, np.float32(2 * epsilon),
+                      np.float32(density - epsilon), keys_of((*self.stream, member)), self.offset,
+                      self.rescale)
+        return True
 
     def norms(self, tensors: Sequence[Tensor], start: Tensor) -> Tensor:
         """The L1 norms of the task vectors, whole and masked: float64 [M, 2]."""

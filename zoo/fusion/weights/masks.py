@@ -9,12 +9,12 @@ from torch import Tensor
 
 from zoo.fusion.randomness import random16, uniform16
 
-_STEPS = 1 << 16
+STEPS = 1 << 16
 
 
 def in_steps(probability: float) -> float:
     """The nearest probability above zero that 16 random bits can have."""
-    return max(round(probability * _STEPS), 1) / _STEPS
+    return max(round(probability * STEPS), 1) / STEPS
 
 
 def even_mask(
@@ -22,14 +22,14 @@ def even_mask(
 ) -> Tensor:
     """1 with this probability (see `in_steps`) and 0 otherwise, shaped like a tensor."""
     bits = random16(stream, offset, like.numel())
-    kept = bits < np.uint16(probability * _STEPS) if probability < 1 else np.ones(bits.shape, bool)
+    kept = bits < np.uint16(probability * STEPS) if probability < 1 else np.ones(bits.shape, bool)
     return _like(torch.from_numpy(kept.astype(np.float32)), like)
 
 
 def mask(probabilities: Tensor, stream: tuple[object, ...], offset: int) -> Tensor:
     """1 with each entry's own probability and 0 otherwise, shaped like the probabilities."""
     # In the middle of each step, so that the mean of the mask is right to half a step.
-    chance = uniform16(stream, offset, probabilities.numel()).add_(0.5 / _STEPS)
+    chance = uniform16(stream, offset, probabilities.numel()).add_(0.5 / STEPS)
     chance = _like(chance, probabilities)
     return torch.lt(chance, probabilities, out=chance)
 

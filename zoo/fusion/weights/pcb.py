@@ -20,9 +20,11 @@ from zoo.fusion.weights.selection import (
     complete,
     divided,
     look,
+    magnitudes,
+    note_magnitudes,
 )
 from zoo.fusion.weights.task_arithmetic import wanted_base
-from zoo.fusion.weights.task_vectors import magnitudes, task_vectors
+from zoo.fusion.weights.task_vectors import task_vectors
 
 # The least and the most of something for each member.
 Ends: TypeAlias = Sequence[Sequence[float]]
@@ -87,7 +89,7 @@ def measure(
     start = widened(wanted_base("pcb", base))
     first, second = divided(measured, _outer) if measured else ((), ())
     if not first or not complete(first, _outer):
-        return look(magnitudes, (start, *tensors), first, _outer)
+        return look(magnitudes, (start, *tensors), first, _outer, note=note_magnitudes)
     return look(partial(_balances, at_places(first, _outer)), (start, *tensors), second,
                 _counting(ratio))
 

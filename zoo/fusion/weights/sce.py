@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo.errors import OptionError
-from zoo.fusion.precision import widened
+from zoo.fusion import compiled
+from zoo.fusion.precision import doubled, widened
 from zoo.fusion.weights.selection import Places, Seen, at_places, at_places_of, look
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
+    Changes,
     Convention,
-    elected,
     is_small,
     is_whole,
-    task_vectors,
+    variance,
+    with_elected,
 )
 
 
@@ -54,15 +59,14 @@ def sce(
     if not 0 < select_topk <= 1:
         raise OptionError("sce", f"select_topk is {select_topk}, expected a fraction in (0, 1]")
     start = widened(wanted_base("sce", base))
-    vectors = list(_selected(tensors, start, select_topk, measured))
-    squares = measured[-1] if measured else _squares(vector.clone() for vector in vectors)
+    changes = _selected(tensors, start, select_topk, measured)
+    squares = measured[-1] if measured else _squares(changes)
     assert isinstance(squares, Tensor)
     size = start.numel() if shape is None else math.prod(shape)
     shares = [share * factor for share, factor
               in zip(_shares(squares / max(size, 1), convention), weight, strict=True)]
-    merged = elected(vectors, shares, normalise=True, election="unweighted",
-                     floor=1e-6 if convention == "mergekit" else 0)
-    return start.add(merged, alpha=scale)
+    return with_elected(changes, shares, normalise=True, scale=scale, election="unweighted",
+                        floor=1e-6 if convention == "mergekit" else 0)
 
 
 def measure(
@@ -80,7 +84,7 @@ def measure(
     start = widened(wanted_base("sce", base))
     if select_topk < 1:
         seen = look(_varying, tensors, _selecting(measured), _places(select_topk),
-                    whole=is_whole(start, shape))
+                    whole=is_whole(start, shape), note=_note)
         if seen is not None:
             return seen
     return _squares(_selected(tensors, start, select_topk, measured))
@@ -88,43 +92,31 @@ def measure(
 
 def _selected(
     tensors: Sequence[Tensor], start: Tensor, select_topk: float, measured: Sequence[Seen | Tensor]
-) -> Iterator[Tensor]:
+) -> Changes:
     """The task vectors, zero where the members differ least."""
     if select_topk == 1:
-        yield from task_vectors(tensors, start)
-        return
+        return Changes(start, tensors)
     places = _places(select_topk)
     seen = _selecting(measured)
-    least = (at_places(seen, places) if seen else at_places_of(_varying(*tensors), places))[0][0]
-    variance = _variance(tensors)
-    chosen = variance.ge_(least).to(start.dtype)
-    for vector in task_vectors(tensors, start):
-        yield vector.mul_(chosen)
-
-
-def _variance(tensors: Sequence[Tensor]) -> Tensor:
-    """Of each entry over the members, times their number, float32 [*shape].
-
-    Taken from the differences from the first member, which a large weight in all of them does not
-    make less exact.
-    """
-    first = widened(tensors[0])
-    if len(tensors) == 1:
-        return torch.zeros_like(first).float()
-    total = widened(tensors[1]) - first
-    squares = total.square()
-    for tensor in tensors[2:]:
-        off = widened(tensor) - first
-        squares.addcmul_(off, off)
-        total.add_(off)
-    return squares.addcmul_(total, total, value=-1 / len(tensors)).float()
+    (least,), = at_places(seen, places) if seen else at_places_of(_varying(*tensors), places)
+    return Changes(start, tensors, varying=least)
 
 
 def _varying(*tensors: Tensor) -> list[Tensor]:
     """The variances that are not zero, one row."""
-    array = _variance(tensors).flatten().cpu().numpy()
+    array = variance(tensors).flatten().cpu().numpy()
     there = array != 0
     return [torch.from_numpy(array if there.all() else array[there])]
+
+
+def _note(
+    kernels: ModuleType, tensors: Sequence[Tensor], row: int, low: np.float32, high: np.float32,
+    inside: NDArray[np.float32],
+) -> tuple[int, int, int]:
+    members = np.array([tensor.data_ptr() for tensor in tensors])
+    found: tuple[int, int, int] = kernels.note_variances(members, tensors[0].numel(), low, high,
+                                                         inside)
+    return found
 
 
 def _places(select_topk: float) -> Places:
@@ -135,9 +127,16 @@ def _selecting(measured: Sequence[Seen | Tensor]) -> list[Seen]:
     return [each for each in measured if isinstance(each, Seen)]
 
 
-def _squares(vectors: Iterable[Tensor]) -> Tensor:
-    """‖τ̂ᵢ‖², float64 [M]. vectors: are changed."""
-    return torch.stack([vector.square_().sum().double() for vector in vectors])
+def _squares(changes: Changes) -> Tensor:
+    """‖τ̂ᵢ‖², float64 [M]."""
+    kernels = compiled.kernels(changes.start, *changes.tensors)
+    if kernels is None:
+        return torch.stack([doubled(vector.square_()).sum() for vector in changes])
+    sums = torch.zeros(len(changes.tensors), dtype=torch.float64)
+    members = np.array([tensor.data_ptr() for tensor in changes.tensors])
+    kernels.add_squares(changes.start.data_ptr(), members, changes.start.numel(),
+                        np.float32(changes.varying), sums.numpy())
+    return sums
 
 
 def _shares(squares: Tensor, convention: Convention) -> list[float]:

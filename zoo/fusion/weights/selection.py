@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zoo.fusion import compiled
+from zoo.fusion.precision import widened
+
 # The wanted places among so many values of a row, given by its number, counted from the largest,
 # which is 1. What lies at place 0 is infinity.
 Places: TypeAlias = Callable[[int, int], Sequence[int]]
 Bracket: TypeAlias = tuple[float, float]
+# Given the kernels, tensors, a row, the two ends of a bracket, and where to write what is inside.
+Note: TypeAlias = Callable[..., tuple[int, int, int]]
 
 # A tensor of no more entries is not worth passes: every piece of the engine is larger.
 SMALL = 1 << 16
@@ -102,19 +109,40 @@ class Seen:
         return self.tallies[row][slot].largest(place - int(self.above[row, slot]))
 
 
+def magnitudes(start: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Each |τᵢ| in float32, which decides what a trim keeps."""
+    return [(widened(tensor) - start).abs_().float() for tensor in tensors]
+
+
+def note_magnitudes(
+    kernels: ModuleType, tensors: Sequence[Tensor], row: int, low: np.float32, high: np.float32,
+    inside: NDArray[np.float32],
+) -> tuple[int, int, int]:
+    """How many there are of one member, above a bracket, and inside, which are written down."""
+    start, member, size = tensors[0], tensors[row + 1], tensors[0].numel()
+    above, count = kernels.note_changes(start.data_ptr(), member.data_ptr(), size, low, high,
+                                        inside)
+    return size, above, count
+
+
 def look(
     values: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], measured: Sequence[Seen],
-    places: Places, *, whole: bool = False,
+    places: Places, *, whole: bool = False, note: Note | None = None,
 ) -> Seen | None:
     """What a piece adds to the next pass; None when the values at all places are known.
 
     values: makes of entries of the tensors rows of float32 values, each of the same length.
     tensors: each [n]. measured: the sums of the passes that are complete. whole: this piece is all
-    that there is.
+    that there is, and one pass does. note: how the kernels do it, where there are any.
     """
     if not measured:
         if whole:
-            return _picked(values(*tensors), places)
+            passes: tuple[Seen, ...] = ()
+            while len(passes) < 2:
+                seen = look(values, tensors, passes, places, note=note)
+                assert seen is not None
+                passes += (seen,)
+            return seen if complete(passes, places) else _picked(values(*tensors), places)
         size = tensors[0].numel()
         sample = [tensor[::STRIDE if size > 8 * STRIDE else 1] for tensor in tensors]
         return _counted(values(*sample), round(size / max(len(sample[0]), 1)), _SAMPLED)
@@ -122,7 +150,11 @@ def look(
         return None
     if measured[-1].exact:
         return _counted(values(*tensors), 1, _COUNTED)
-    return _noted(values(*tensors), _brackets(measured[-1], places, sampled=len(measured) == 1))
+    brackets = _brackets(measured[-1], places, sampled=len(measured) == 1)
+    kernels = compiled.kernels(*tensors) if note else None
+    if note is None or kernels is None:
+        return _noted(values(*tensors), brackets)
+    return _noted_by(partial(note, kernels, tensors), tensors[0].numel(), brackets)
 
 
 def complete(measured: Sequence[Seen], places: Places) -> bool:
@@ -159,7 +191,7 @@ def at_places_of(rows: Sequence[Tensor], places: Places) -> list[list[float]]:
         size = row.numel()
         ascending = [size - place for place in _within(places, size, number)]  # size is infinity
         inside = [place for place in ascending if place < size]
-        ordered = np.partition(row.cpu().numpy(), inside or 0) if size else ()
+        ordered = np.partition(row.flatten().cpu().numpy(), inside or 0) if size else ()
         found.append([float(ordered[place]) if place < size else float("inf")
                       for place in ascending])
     return found
@@ -200,6 +232,23 @@ def _noted(rows: Sequence[Tensor], brackets: Sequence[Sequence[Bracket]]) -> See
             above[-1].append(reached - len(inside))
             tallies[-1].append(Tally(_keys(inside)))
     return Seen(True, rows[0].numel(), np.array(above), tallies)
+
+
+def _noted_by(
+    note: Callable[..., tuple[int, int, int]], size: int, brackets: Sequence[Sequence[Bracket]]
+) -> Seen:
+    """The same without having the values."""
+    inside = np.empty(size, np.float32)
+    above: list[list[int]] = []
+    tallies: list[list[Tally]] = []
+    for row, wanted in enumerate(brackets):
+        above.append([])
+        tallies.append([])
+        for low, high in wanted:
+            there, more, count = note(row, np.float32(low), np.float32(high), inside)
+            above[-1].append(more)
+            tallies[-1].append(Tally(_keys(inside[:count])))
+    return Seen(True, there, np.array(above), tallies)
 
 
 def _brackets(seen: Seen, places: Places, sampled: bool) -> list[list[Bracket]]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import OptionError
+from zoo.fusion import compiled
 from zoo.fusion.precision import widened
+from zoo.fusion.randomness import keys_of
+from zoo.fusion.weights.masks import STEPS, even_mask
 from zoo.fusion.weights.selection import SMALL
 from zoo.options import PerMember
 
 Convention: TypeAlias = Literal["paper", "mergekit"]
+Election: TypeAlias = Literal["sum", "count", "unweighted"]
+_ELECTIONS = ("sum", "count", "unweighted")  # in the order of the kernels
 
 
 def task_vectors(tensors: Iterable[Tensor], start: Tensor) -> Iterator[Tensor]:
@@ -24,9 +30,75 @@ def task_vectors(tensors: Iterable[Tensor], start: Tensor) -> Iterator[Tensor]:
         yield widened(tensor) - start
 
 
-def magnitudes(start: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Each |τᵢ| in float32, which decides what a trim keeps."""
-    return [vector.abs_().float() for vector in task_vectors(tensors, start)]
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Task vectors as a fusion takes them: trimmed, dropped from at random, and rescaled.
+
+    start: θ₀, [*shape] like the tensors. ready: the tensors are task vectors, the fusion's own.
+    ends: the least and the most magnitude that stay, of each member. chances: with which an entry
+    of each member stays, in steps of 2⁻¹⁶, as the stream (seed, key) decides from `offset` on;
+    where it is below 1, what stays is multiplied by the factor. varying: the least `variance` over
+    the members of entries that stay; -1 for all.
+    Iterating gives tensors of their own that may be changed in place.
+    """
+
+    start: Tensor
+    tensors: Sequence[Tensor]
+    _: KW_ONLY
+    ready: bool = False
+    ends: Sequence[tuple[float, float]] | None = None
+    chances: Sequence[float] | None = None
+    factors: Sequence[float] = ()
+    stream: tuple[object, ...] = ()
+    offset: int = 0
+    varying: float = -1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        chosen = (variance(self.tensors).ge_(self.varying).to(self.start.dtype)
+                  if self.varying >= 0 else None)
+        vectors = self.tensors if self.ready else task_vectors(self.tensors, self.start)
+        for member, vector in enumerate(vectors):
+            if self.ends:
+                least, most = self.ends[member]
+                vector = without_largest(trimmed(vector, least), most)
+            if self.chances and self.chances[member] < 1:
+                kept = even_mask(self.chances[member], (*self.stream, member), self.offset, vector)
+                vector.mul_(kept).mul_(self.factors[member])
+            yield vector if chosen is None else vector.mul_(chosen)
+
+    def arguments(self, weight: Sequence[float]) -> tuple[Any, ...]:
+        """What the kernels want to know of them."""
+        members = range(len(self.tensors))
+        ends = self.ends or [(0.0, math.inf)] * len(members)
+        chances = self.chances or [1.0] * len(members)
+        return (
+            self.start.data_ptr(),
+            np.array([tensor.data_ptr() for tensor in self.tensors]), self.start.numel(),
+            self.ready,
+            np.array([_below(least, torch.float32) for least, _ in ends], np.float32),
+            np.array([most for _, most in ends], np.float32),
+            np.array([round(chance * STEPS) for chance in chances]),
+            np.array([keys_of((*self.stream, member)) for member in members]), self.offset,
+            np.array(self.factors or [1.0] * len(members), np.float32),
+            np.array(weight, np.float32))
+
+
+def variance(tensors: Sequence[Tensor]) -> Tensor:
+    """Of each entry over the members, times their number, float32 [*shape].
+
+    Taken from the differences from the first member, which a large weight in all of them does not
+    make less exact.
+    """
+    first = widened(tensors[0])
+    if len(tensors) == 1:
+        return torch.zeros_like(first).float()
+    total = widened(tensors[1]) - first
+    squares = total.square()
+    for tensor in tensors[2:]:
+        off = widened(tensor) - first
+        squares.addcmul_(off, off)
+        total.add_(off)
+    return squares.addcmul_(total, total, value=-1 / len(tensors)).float()
 
 
 def is_whole(tensor: Tensor, shape: Sequence[int] | None) -> bool:
@@ -82,6 +154,37 @@ def summed(
     return total.div_(whole) if normalise else total
 
 
+def with_sum(
+    strategy: str, changes: Changes, weight: Sequence[float], key: str, *, normalise: bool,
+    scale: float,
+) -> Tensor:
+    """θ₀ + λ times `summed`."""
+    kernels = compiled.kernels(changes.start, *changes.tensors)
+    whole = sum(weight) if normalise else 1.0
+    if kernels is None or whole == 0:
+        return changes.start.add(summed(strategy, changes, weight, key, normalise), alpha=scale)
+    result = torch.empty_like(changes.start)
+    kernels.add_up(*changes.arguments(weight), np.float32(whole), np.float32(scale),
+                   result.data_ptr())
+    return result
+
+
+def with_elected(
+    changes: Changes, weight: Sequence[float], *, normalise: bool, scale: float,
+    election: Election = "sum", floor: float = 0,
+) -> Tensor:
+    """θ₀ + λ times `elected`."""
+    kernels = compiled.kernels(changes.start, *changes.tensors)
+    if kernels is None:
+        merged = elected(changes, weight, normalise=normalise, election=election, floor=floor)
+        return changes.start.add(merged, alpha=scale)
+    result = torch.empty_like(changes.start)
+    kernels.elect(*changes.arguments(weight), _ELECTIONS.index(election), normalise,
+                  np.float32(floor or _floor(weight)), np.float32(scale),
+                  np.float32(changes.varying), result.data_ptr())
+    return result
+
+
 def l1_norms(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Σ|τ| and Σ|mτ| of task vectors and their masks, which are changed: float64 [M, 2]."""
     return torch.stack([
@@ -97,7 +200,7 @@ def l1_factors(norms: Tensor) -> list[float]:
 
 def elected(
     vectors: Iterable[Tensor], weight: Sequence[float], *, normalise: bool,
-    election: Literal["sum", "count", "unweighted"] = "sum", floor: float = 0,
+    election: Election = "sum", floor: float = 0,
 ) -> Tensor:
     """Elect a sign for each entry, and add up the weighted entries that have it.
 
@@ -131,12 +234,16 @@ def elected(
     if share_positive is None or share_negative is None:
         return merged
     agreeing = torch.lerp(share_negative, share_positive, plus)
-    if not floor and min(weight) >= 0:
-        floor = min(filter(None, weight), default=1)  # under it there is only zero, of no votes
+    floor = floor or _floor(weight)
     if floor:
         return merged.div_(agreeing.clamp_min_(floor))
     none = torch.eq(agreeing, 0, out=torch.empty_like(agreeing))
     return merged.div_(agreeing.add_(none))
+
+
+def _floor(weight: Sequence[float]) -> float:
+    """Under which there is only zero, of no votes; 0 where there is no such number."""
+    return min(filter(None, weight), default=1) if min(weight) >= 0 else 0
 
 
 def _add(total: Tensor | None, part: Tensor, factor: float = 1) -> Tensor:

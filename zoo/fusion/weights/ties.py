@@ -3,23 +3,30 @@ arXiv:2306.01708."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
 from zoo.fusion.precision import widened
-from zoo.fusion.weights.selection import Places, Seen, at_places, at_places_of, look
+from zoo.fusion.weights.selection import (
+    Places,
+    Seen,
+    at_places,
+    at_places_of,
+    look,
+    magnitudes,
+    note_magnitudes,
+)
 from zoo.fusion.weights.task_arithmetic import wanted_base
 from zoo.fusion.weights.task_vectors import (
+    Changes,
     Convention,
     densities,
-    elected,
     is_small,
     is_whole,
-    magnitudes,
-    task_vectors,
-    trimmed,
+    with_elected,
 )
 from zoo.options import PerMember
 
@@ -58,14 +65,14 @@ def ties(
     """
     kept = densities("ties", density, len(tensors), key)
     start = widened(wanted_base("ties", base))
-    vectors = task_vectors(tensors, start)
+    ends = None
     if min(kept) < 1:
         places = _places(kept)
         least = (at_places(measured, places) if measured else
                  at_places_of(magnitudes(start, *tensors), places))
-        vectors = (trimmed(vector, first) for vector, (first,) in zip(vectors, least, strict=True))
-    merged = elected(vectors, weight, normalise=normalise, election=election)
-    return start.add(merged, alpha=scale)
+        ends = [(first, math.inf) for (first,) in least]
+    return with_elected(Changes(start, tensors, ends=ends), weight, normalise=normalise,
+                        election=election, scale=scale)
 
 
 def measure(
@@ -83,7 +90,7 @@ def measure(
     if min(kept) == 1 or (convention == "mergekit" and is_small(tensors[0], shape)):
         return None
     start = widened(wanted_base("ties", base))
-    return look(magnitudes, (start, *tensors), measured, _places(kept),
+    return look(magnitudes, (start, *tensors), measured, _places(kept), note=note_magnitudes,
                 whole=convention == "mergekit" and is_whole(tensors[0], shape))
 
 

@@ -1,0 +1,54 @@
+"""Compiled loops for large merges, where numba is: `pip install 'fusion-zoo[compiled]'`.
+
+What they compute has the same bits without them. The first large merge on a machine compiles what
+it needs, which takes some seconds, and keeps it; `ZOO_COMPILED=0` leaves them alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# Elements of a merge from which on it pays to load them, which takes a third of a second.
+WORTH = 1 << 27
+
+_wanted = False
+_kernels: ModuleType | None = None
+_failed = False
+
+
+def expect(elements: int) -> None:
+    """Say how many elements the merge has that begins."""
+    global _wanted
+    _wanted = (elements >= WORTH or _kernels is not None) and os.environ.get("ZOO_COMPILED") != "0"
+
+
+def kernels(*tensors: Tensor) -> ModuleType | None:
+    """The module of kernels, if there is one, the merge is worth it, and these tensors are what it
+    takes: float32 in memory, of one shape."""
+    if _wanted and not _failed and all(
+            tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+            and tensor.is_contiguous() and tensor.shape == tensors[0].shape for tensor in tensors):
+        return _kernels or _load()
+    return None
+
+
+def _load() -> ModuleType | None:
+    global _kernels, _failed
+    if importlib.util.find_spec("numba") is None:
+        _failed = True
+        return None
+    try:
+        from zoo.fusion import kernels
+    except (ImportError, RuntimeError) as error:  # a numpy that it does not know, nowhere to cache
+        _failed = True
+        warnings.warn(f"numba is installed and does not work, so merges run without it: {error}",
+                      stacklevel=2)
+    else:
+        _kernels = kernels
+    return _kernels
