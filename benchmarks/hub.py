@@ -62,9 +62,7 @@ def run(place: Path, options: argparse.Namespace) -> None:
             large_model(place / "model", options.mb)
 
         def ask(job: str, number: int) -> dict[str, float]:
-            before = spent()
-            found = asked(job, place, number, hub.url, token)
-            return {**found, "hub": spent() - before}
+            return asked(job, place, number, hub.url, token)
 
         def forget() -> None:
             hub.store.repositories.clear()
@@ -133,12 +131,13 @@ def asked(job: str, place: Path, number: int, url: str, token: str) -> dict[str,
         told = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         told |= {"HF_ENDPOINT": url, "HF_HOME": home, "HF_TOKEN": token, "ZOO_CACHE": f"{home}/zoo",
                  "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        before = spent()
         done = subprocess.run([sys.executable, __file__, "--measure", job, "--folder", str(place)],
                               env=told, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        return {**found, "hub": spent() - before}
 
 
 def measure(job: str, place: Path) -> None:
