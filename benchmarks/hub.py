@@ -1,13 +1,15 @@
 """Push and pull beside the bare huggingface_hub client, against a Hub on loopback.
 
     OMP_NUM_THREADS=1 python benchmarks/hub.py
+    OMP_NUM_THREADS=1 python benchmarks/hub.py --jobs pull --rate 300
     OMP_NUM_THREADS=1 python benchmarks/hub.py --jobs members --latency 0.3
 
 push, pull: a model of --mb megabytes, with no cache. dry run: of a folder that the Hub has, its
 hashes unknown and known. members: eight of 20 MB, by a Hub that answers after --latency seconds,
 fetched and fused by one `zoo.fuse`, or loaded one after another first. The Hub runs in this
 process, each measurement in one of its own, whose imports do not count; ours and theirs take turns.
-CPU seconds are those of the client.
+CPU seconds are those of the client, and beside them those of the Hub. --rate: megabytes a second
+that the Hub sends; without it, as fast as it goes.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=1000, help="size of the model")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--latency", type=float, default=0.3, help="seconds, for members")
+    parser.add_argument("--rate", type=float, help="MB a second that the Hub sends")
     parser.add_argument("--jobs", nargs="*", default=["push", "dry-run", "pull", "members"])
     parser.add_argument("--folder", help="where to write; default: the temporary folder")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -53,6 +56,7 @@ def run(place: Path, options: argparse.Namespace) -> None:
 
     with Hub() as hub:
         hub.store.part = 64 << 20
+        hub.rate = options.rate and options.rate * 1e6
         token = hub.token("me")
         if {"push", "dry-run", "pull"} & set(options.jobs):
             large_model(place / "model", options.mb)
@@ -112,8 +116,10 @@ def versus(title: str, runs: int, ask: Callable[[str, int], dict[str, float]], t
             turn[job] = ask(job, number)
         turns.append(turn)
     for job in (theirs, ours):
-        wall, cpu = (statistics.median(turn[job][key] for turn in turns) for key in ("wall", "cpu"))
-        print(f"{title:22} {job:16} wall {wall:7.2f} s   CPU {cpu:7.2f} s", flush=True)
+        wall, cpu, hub = (statistics.median(turn[job][key] for turn in turns)
+                          for key in ("wall", "cpu", "hub"))
+        print(f"{title:22} {job:16} wall {wall:7.2f} s   CPU {cpu:7.2f} s   Hub {hub:7.2f} s",
+              flush=True)
     for key in ("wall", "cpu"):
         ratios = sorted(turn[ours][key] / turn[theirs][key] for turn in turns)
         print(f"{title:22} {ours} / {theirs}, {key}: "
@@ -125,12 +131,13 @@ def asked(job: str, place: Path, number: int, url: str, token: str) -> dict[str,
         told = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         told |= {"HF_ENDPOINT": url, "HF_HOME": home, "HF_TOKEN": token, "ZOO_CACHE": f"{home}/zoo",
                  "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        before = spent()
         done = subprocess.run([sys.executable, __file__, "--measure", job, "--folder", str(place)],
                               env=told, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        return {**found, "hub": spent() - before}
 
 
 def measure(job: str, place: Path) -> None:

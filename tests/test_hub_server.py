@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_a_folder_goes_up_and_comes_down_the_same(hub: Hub, folder: Path, part: 
     again = api.upload_folder(repo_id="alice/model", folder_path=folder, commit_message="Again")
     assert again.oid == done.oid
     assert hub.called("commit") == 1
+
+
+def test_a_rate_is_kept_to(hub: Hub, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 2400)
+    hub.store.seed("org/model", folder)
+    hub.rate = 4e6
+    began = time.monotonic()
+    found = hf_hub_download("org/model", "model.safetensors")
+    assert time.monotonic() - began > 0.15  # 614,400 bytes
+    assert Path(found).read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_listings_count_what_there_is_page_by_page(hub: Hub, folder: Path) -> None:

@@ -17,12 +17,15 @@ from hub.faults import Fault, Faults
 from hub.repositories import Caller, Refused, Store
 from hub.routes import API, LARGE, Answer, Request
 
+_PACE = 1 << 18  # bytes at once of an answer that has a rate
+
 
 class Hub:
     """Running from the beginning until `close`, or inside `with`.
 
     url: for HF_ENDPOINT. store: what it holds. log: (endpoint, method, path, status) of each call.
     leaks: requests that carried a token to the large files. latency: seconds before each answer.
+    rate: bytes a second of each answer, None for as fast as it goes.
     """
 
     def __init__(self) -> None:
@@ -31,6 +34,7 @@ class Hub:
         self.log: list[tuple[str, str, str, int]] = []
         self.leaks: list[str] = []
         self.latency = 0.0
+        self.rate: float | None = None
         self.key = secrets.token_hex(8)  # signs the addresses of large files
         self._servers = [self._serve(ApiHandler), self._serve(LargeHandler)]
         self.url, self.large_url = (
@@ -156,8 +160,19 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[start:start + max(len(body) // 4, 1)])
         elif fault == "corrupt":
             self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]))
+        elif self.hub.rate:
+            self._write_paced(body, self.hub.rate)
         else:
             self.wfile.write(body)
+
+    def _write_paced(self, body: bytes, rate: float) -> None:
+        due = time.monotonic()
+        for start in range(0, len(body), _PACE):
+            piece = memoryview(body)[start:start + _PACE]
+            # What a slow client lets pass is not made up for, as on a line.
+            due = max(due + len(piece) / rate, time.monotonic())
+            time.sleep(max(0, due - time.monotonic()))
+            self.wfile.write(piece)
 
     def log_message(self, *_: Any) -> None:
         pass
