@@ -17,24 +17,36 @@ from torch import Tensor
 # Elements of a merge from which on it pays to load them, which takes a third of a second.
 WORTH = 1 << 27
 
-_wanted = False
+# How many times larger pieces may be for the loops, which need no cache for a whole one.
+WIDER = 4
+
+_wanted = _used = False
 _kernels: ModuleType | None = None
 _failed = False
 
 
 def expect(elements: int) -> None:
     """Say how many elements the merge has that begins."""
-    global _wanted
+    global _wanted, _used
+    _used = False
     _wanted = (elements >= WORTH or _kernels is not None) and os.environ.get("ZOO_COMPILED") != "0"
+
+
+def used() -> bool:
+    """Whether the merge that goes on has used them."""
+    return _used
 
 
 def kernels(*tensors: Tensor) -> ModuleType | None:
     """The module of kernels, if there is one, the merge is worth it, and these tensors are what it
     takes: float32 in memory, of one shape."""
+    global _used
     if _wanted and not _failed and all(
             tensor.dtype == torch.float32 and tensor.device.type == "cpu"
             and tensor.is_contiguous() and tensor.shape == tensors[0].shape for tensor in tensors):
-        return _kernels or _load()
+        found = _kernels or _load()
+        _used = found is not None
+        return found
     return None
 
 

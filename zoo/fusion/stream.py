@@ -39,6 +39,8 @@ B = TypeVar("B")
 PIECE = 1 << 18
 MEASURED_PIECE = 1 << 20
 MOST_PASSES = 10
+# A tensor of so many measured pieces, of several that are at work, is for one thread alone.
+_ALONE = 4
 # Fewer elements than this are not worth threads.
 _SMALL = 1 << 20
 
@@ -153,10 +155,11 @@ def run(
     ) -> Iterator[int]:
         measured = (_measured(merge, keys, depth_of, pool)
                     if merge.measured_over != "nothing" else ())
-        return pool(partial(compute, measured=measured), _pieces(merge, keys, merge.piece))
+        pieces = _pieces(merge, keys, merge.piece, widen=True)
+        return pool(partial(compute, measured=measured), pieces)
 
     def one(item: tuple[str, int], pool: Callable[..., Iterator[Any]]) -> int:
-        return sum(work([item], pool if item[1] > merge.piece else map))
+        return sum(work([item], pool if item[1] > _ALONE * merge.measured_piece else map))
 
     with _workers(workers) as pool, _workers(workers) as at_once:
         # Of several tensors at once, one keeps the threads busy while a pass over another ends.
@@ -237,7 +240,10 @@ def _keep_freed_memory() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
-def _pieces(merge: Merge, keys: Iterable[tuple[str, int]], most: int) -> Iterator[Piece]:
+def _pieces(
+    merge: Merge, keys: Iterable[tuple[str, int]], most: int, *, widen: bool = False
+) -> Iterator[Piece]:
+    """widen: to larger pieces where compiled loops are at work."""
     flat = merge.scope in ("slice", "rows")
     joins = merge.spec.elementwise and merge.scope == "slice" and not merge.by_tensor
     small: dict[Any, list[str]] = {}
@@ -255,7 +261,8 @@ def _pieces(merge: Merge, keys: Iterable[tuple[str, int]], most: int) -> Iterato
         step = max(size, 1)
         if flat and like.device.type == "cpu":
             row = step if like.dim() < 2 else max(size // max(like.shape[0], 1), 1)
-            step = most if merge.scope == "slice" else max(most // row, 1) * row
+            wide = most * compiled.WIDER if widen and compiled.used() else most
+            step = wide if merge.scope == "slice" else max(wide // row, 1) * row
         for start in range(0, max(size, 1), step):
             yield Piece(key, start, min(start + step, size), flat)
     yield from (_joined(waiting, filled[alike]) for alike, waiting in small.items())

@@ -7,6 +7,7 @@ all values by the upper half of their bits, and the fourth notes what is in the 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,9 @@ _INFINITY = 0x7F800000
 _LOOSE = 1 << 20
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class Tally:
     """How often each of some int32 keys occurs. Tallies add up."""
 
@@ -63,13 +67,15 @@ class Tally:
     def largest(self, place: int) -> int | None:
         """The key at this place from the largest; None outside of 1 to the count of all."""
         if self._reached is None:
-            self._join()
-            self._reached = self._parts[0][1][::-1].cumsum()
+            with _ONE_AT_A_TIME:  # several threads come here at once, and one does the work
+                if self._reached is None:
+                    self._join()
+                    self._reached = self._parts[0][1][::-1].cumsum()
         keys, found = self._parts[0][0][::-1], np.searchsorted(self._reached, place)
         return int(keys[found]) if place > 0 and found < len(keys) else None
 
     def _join(self) -> None:
-        parts = self._parts  # several threads may come here at once, and do the same
+        parts = self._parts
         keys = np.concatenate([keys for keys, _ in parts])
         order = np.argsort(keys)
         keys, counts = keys[order], np.concatenate([counts for _, counts in parts])[order]
