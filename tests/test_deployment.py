@@ -35,6 +35,7 @@ def models() -> dict[str, Model]:
         "weights": zoo.fuse([convolutions, small("timm/resnet10t", 2, size=32)], "average",
                             norms="pooled"),
         "maps": zoo.fuse([convolutions, plain], "aff", hidden=16),
+        "tokens": zoo.fuse([plain, vit], "attention", hidden=16),
         "outputs": zoo.fuse([convolutions, vit, plain], "mean"),
     }
 
@@ -48,7 +49,7 @@ def answers(file: Path, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("format_", ENDINGS)
-@pytest.mark.parametrize("kind", ["weights", "maps", "outputs"])
+@pytest.mark.parametrize("kind", ["weights", "maps", "tokens", "outputs"])
 def test_the_file_answers_as_the_model(
     models: dict[str, Model], kind: str, format_: str, tmp_path: Path
 ) -> None:
@@ -128,12 +129,42 @@ class DependsOnValues(nn.Module):
 
 
 @pytest.mark.parametrize("format_", ENDINGS)
-def test_a_network_that_cannot_be_written(format_: str, tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_written(
+    format_: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = small()
     next(model.each_member()).net = DependsOnValues()
-    with pytest.raises(ExportError, match=r"zoo/mnist_cnn cannot be written this way: "):
+    with pytest.raises(ExportError, match=r"zoo/mnist_cnn cannot be written this way: Could not "
+                                          r"guard on data-dependent"):
         zoo.export(model, format_, out=tmp_path / ENDINGS[format_])
     assert not list(tmp_path.iterdir())
+    assert "def forward" not in capfd.readouterr().err
+
+
+class OfTwo(nn.Module):
+    """Once it is exported it takes two images and no other number."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)).view(len(images), 3)
+
+
+@pytest.mark.parametrize("format_", ENDINGS)
+def test_a_file_that_takes_one_number_of_images_alone(format_: str, tmp_path: Path) -> None:
+    model = small()
+    next(model.each_member()).net = OfTwo()
+    with pytest.raises(ExportError, match=r"try batch_size=|a fixed batch_size="):
+        zoo.export(model, format_, out=tmp_path / ENDINGS[format_])
+
+
+@pytest.mark.parametrize("format_", ENDINGS)
+def test_what_no_file_can_do_is_said_first(
+    format_: str, tmp_path: Path
+) -> None:
+    members = [small(seed=seed) for seed in (1, 2)]
+    with pytest.raises(ExportError, match=r"leaves members out .* fuse it without exit="):
+        zoo.export(zoo.fuse(members, "mean", exit="confident"), out=tmp_path / ENDINGS[format_])
+    with pytest.raises(zoo.ZooError, match="stacking has not been fitted"):
+        zoo.export(zoo.fuse(members, "stacking"), out=tmp_path / ENDINGS[format_])
 
 
 def test_what_cannot_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

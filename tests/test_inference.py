@@ -150,6 +150,29 @@ def test_the_layout_of_convolutions_is_chosen_for_each_member(
     torch.testing.assert_close(answer(like, images), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_it_can_be_trained_and_attacked_afterwards(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo.fuse([net(seed=1), net(seed=2)], "mean")
+    def fastest(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+        return [1.0, 0.5, 2.0, 2.0][:len(runs)]  # the channels last, and one after another
+
+    monkeypatch.setattr(inference, "_fastest", fastest)
+    assert zoo.speed_up(model, batch_size=3).channels_last == (0, 1)
+    model(images.requires_grad_()).sum().backward()
+    assert images.grad is not None
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+
+
+def test_a_network_that_has_diverged_stays_as_it_is() -> None:
+    model = net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    assert zoo.speed_up(model, batch_size=2).chosen == "as given"
+
+
 def test_what_cannot_be_meant(like: Model) -> None:
     with pytest.raises(OptionError, match="batch_size is 0, expected 1 or more"):
         zoo.speed_up(like, batch_size=0)

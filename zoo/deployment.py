@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -60,6 +61,9 @@ def export(
                               f"pip install 'fusion-zoo[{chosen}]'")
     if not out.parent.is_dir():
         raise ExportError(f"{out}: there is no folder {str(out.parent)!r}")
+    if model.exits:
+        raise ExportError(f"{model.name} leaves members out for images that are decided, and a "
+                          "file runs all of them; fuse it without exit=")
     twin = copy.deepcopy(model).cpu().eval()
     size = sum(tensor.nbytes for tensor in twin.state_dict().values())
     if chosen == "onnx" and size >= ONNX_BYTES:
@@ -68,7 +72,9 @@ def export(
     write = {"onnx": _write_onnx, "torch": _write_torch}[chosen]
     with atomic_path(out) as temporary, torch.no_grad(), _quietly(), task(
             f"export {chosen}", 2, "steps") as advance:
-        answer = write(twin, temporary, batch_size)
+        twin(_images(twin, batch_size or 2))  # what it refuses itself, it says better
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints graphs that fail
+            answer = write(twin, temporary, batch_size)
         advance(1)
         _want_equal(twin, answer, batch_size)
         advance(1)
@@ -105,7 +111,8 @@ def _write_onnx(model: Model, path: Path, batch_size: int | None) -> Answer:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's have no root of their own
-        raise ExportError(f"onnxruntime cannot read what was written: {error}") from error
+        raise ExportError(f"onnxruntime cannot read what was written: {_line(error)}; export it in "
+                          "float32 (model.float()), or as 'torch'") from error
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
@@ -126,7 +133,11 @@ def _want_equal(model: Model, answer: Answer, batch_size: int | None) -> None:
     for number in (1, 3) if batch_size is None else (batch_size,):
         images = _images(model, number)
         wanted = model(images).float()
-        found = answer(images).float()
+        try:
+            found = answer(images).float()
+        except Exception as error:  # onnxruntime's have no root of their own
+            raise ExportError(f"the file cannot be run on {number} images: {_line(error)}; try "
+                              "batch_size=") from error
         if found.shape != wanted.shape:
             raise ExportError(f"for {number} images the file gives {list(found.shape)}, the model "
                               f"{list(wanted.shape)}; try batch_size=")
@@ -157,9 +168,15 @@ def _about(model: Model) -> dict[str, Any]:
 
 
 def _refused(model: Model, error: Exception) -> ExportError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ExportError(f"{model.name} cannot be written this way: {reason}; a fixed batch_size= "
-                       "or the other format may do")
+    first = error
+    while isinstance(first.__cause__, Exception):  # an exporter's own says only that it failed
+        first = first.__cause__
+    return ExportError(f"{model.name} cannot be written this way: {_line(first)}; a fixed "
+                       "batch_size= or the other format may do")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ def speed_up(model: Model, *, batch_size: int = 32, precision: str = "float32") 
     """
     if not isinstance(model, Model):
         raise ZooError(f"speed_up measures a zoo.Model, and {model!r} is not one")
-    if batch_size < 1:
-        raise OptionError("speed_up", f"batch_size is {batch_size}, expected 1 or more")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise OptionError("speed_up", f"batch_size is {batch_size!r}, expected 1 or more")
     if precision not in TOLERANCE:
         raise OptionError("speed_up", f"precision is {precision!r}, expected "
                           + " or ".join(map(repr, TOLERANCE)))
@@ -113,8 +113,9 @@ def _measure(model: Model, batch_size: int, precision: str) -> Speed:
             break
     if chosen == "as given":
         last, half = [], []
-    for number in last:
-        given[number].to(memory_format=torch.channels_last)
+    with torch.inference_mode(False):  # tensors that are laid out in it can never be trained
+        for number in last:
+            given[number].to(memory_format=torch.channels_last)
     model.way = ways.get(chosen)
     return Speed(batch_size=batch_size, seconds=seconds, chosen=chosen,
                  channels_last=tuple(last), bfloat16=tuple(half))
@@ -134,6 +135,8 @@ def _settle(member: Member, images: Tensor, precision: str) -> tuple[bool, bool]
         runs.append(functools.partial(_answer, one, "__call__", Pictures(images), half))
     wanted = runs[0]().float()
     possible = [index for index, run in enumerate(runs) if _is_equal(run, wanted, precision)]
+    if not possible:  # answers that are no numbers equal nothing
+        return False, False
     seconds = _fastest([runs[index] for index in possible], images.device)
     fastest = min(range(len(possible)), key=lambda place: seconds[place])
     if seconds[fastest] * GAIN > seconds[0]:

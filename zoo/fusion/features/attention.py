@@ -53,7 +53,7 @@ class Attention(nn.Module):
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         z = torch.cat([project(one) for project, one
                        in zip(self.projections, tokens, strict=True)], 1)  # (B, ΣN, hidden)
-        s = self.queries.expand(len(z), -1, -1)  # (B, queries, hidden)
+        s = self.queries.expand(z.shape[0], -1, -1)  # (B, queries, hidden)
         h = self.norm1(s + self._attend(s, z))
         pooled: Tensor = self.norm2(h + self.feed_forward(h))
         return pooled.flatten(1)  # (B, queries · hidden)
