@@ -224,7 +224,27 @@ def test_with_teachers() -> None:
     assert any("run once" in note for note in result.notes)
 
 
+def test_one_member_is_frozen_and_its_like_trains() -> None:
+    inner = zoo.fuse([net("timm/test_vit"), net("timm/test_vit")], "gated", hidden=4)
+    model = zoo.fuse([net(), net(), inner], "concat")
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    result = zoo.transfer(model, images(), "finetune", epochs=1,
+                          freeze=["members.0", "members.1.layer1", "members.2.members.1",
+                                  "members.2.fuser"])
+    changed = {name for name, tensor in model.named_parameters()
+               if not torch.equal(tensor, before[name])}
+    for same, trained in (("members.0.", "members.1.net.layer2."),
+                          ("members.1.net.layer1.", "members.1.net.conv1."),
+                          ("members.2.net.members.1.", "members.2.net.members.0."),
+                          ("members.2.net.fuser.", "head.")):
+        assert not any(name.startswith(same) for name in changed), same
+        assert any(name.startswith(trained) for name in changed), trained
+    assert "run once, up to global_pool of timm/test_resnet" in str(result.notes)
+
+
 @pytest.mark.parametrize(("freeze", "problem"), [
+    ("members.3", "is called 'members.3' or lies in .* did you mean 'members.0'"),
+    ("members.0.layr1", "did you mean 'members.0.layer1'"),
     (0, "'freeze' is 0, expected 1 to 4, the blocks of timm/test_resnet"),
     (5, "'freeze' is 5, expected 1 to 4"),
     ("layr1", "no parameter of the networks is called 'layr1' or lies in a part of that name; "

@@ -30,8 +30,9 @@ def finetune(
     Options:
         norms: batch norm in the members: train it, keep it frozen, or (auto) frozen if pretrained
         hint: weight, 0 or more, of the distance to the teachers' features when there are teachers
-        freeze: so many leading blocks of each network, or parts of it by name or pattern; without
-            augmentation they are run over the data once
+        freeze: so many leading blocks of each network, or parts of it by name or pattern, with
+            "members.0." before it of one member; without augmentation they are run over the data
+            once
     """
     frozen = frozen_parameters("zoo/finetune", model, freeze)
     if not teachers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -25,7 +26,8 @@ def frozen_parameters(
     """The parameters that an option `freeze` means, the classifiers' aside.
 
     freeze: so many leading blocks of each network, with what comes before them; or parts of the
-    networks by name (`"layer1"`) or shell-style pattern (`"blocks.[0-3].*"`).
+    networks by name (`"layer1"`) or shell-style pattern (`"blocks.[0-3].*"`); with its place before
+    it, of one member alone (`"members.0"`, `"members.1.layer1"`).
     Raises OptionError for more blocks than there are, or a pattern that matches nothing.
     """
     if freeze is None:
@@ -55,11 +57,17 @@ def _leading(owner: str, member: Member, count: int) -> list[nn.Parameter]:
 
 def _named(owner: str, model: Model, pattern: str) -> list[nn.Parameter]:
     members = networks(model)
-    found = [parameter for member in members for name, parameter in member.net.named_parameters()
+    if pattern.startswith("members."):
+        named = [(re.sub(r"(members\.\d+)\.net", r"\1", name), parameter)
+                 for name, parameter in model.named_parameters()]
+    else:
+        named = [each for member in members for each in member.net.named_parameters()]
+    found = [parameter for name, parameter in named
              if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
     if not found:
-        known = [name for member in members for name, _ in member.net.named_modules() if name]
-        near = suggest(pattern, known)
+        steps = [name.split(".") for name, _ in named]
+        near = suggest(pattern, list(dict.fromkeys(
+            ".".join(each[:depth]) for each in steps for depth in range(1, len(each)))))
         parts = dict.fromkeys(part for member in members for part in _parts(member))
         hint = f"did you mean {near[0]!r}?" if near else f"their parts are {', '.join(parts)}"
         raise OptionError(owner, f"no parameter of the networks is called {pattern!r} or lies in "

@@ -1,7 +1,5 @@
 """Pooling by multihead attention: Lee et al. 2019, "Set Transformer: A Framework for
-Attention-based Permutation-Invariant Neural Networks", arXiv:1810.00825. Its weights are scaled
-when they are used: Karras et al. 2018, "Progressive Growing of GANs for Improved Quality,
-Stability, and Variation", arXiv:1710.10196, section 4.1."""
+Attention-based Permutation-Invariant Neural Networks", arXiv:1810.00825."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import OptionError
+from zoo.fusion.features.scaled import Scaled
 
 
 class Attention(nn.Module):
@@ -19,9 +18,8 @@ class Attention(nn.Module):
     LN(H + rFF(H)) with H = LN(S + Multihead(S, Z, Z)), the paper's PMA.
 
     Each member's tokens are layer-normalised and projected to one width first. Behind that every
-    layer has weights as large as one, divided by the root of its width when they are used: a step
-    of Adam is as large as the learning rate whatever the weights are, and weights that are small by
-    themselves would be others after a few.
+    layer has weights that are scaled when they are used (zoo.fusion.features.scaled), for the sake
+    of high learning rates.
 
     dims: D of each member. Takes their tokens, each [B, Nᵢ, Dᵢ], and gives [B, queries · hidden].
     Raises OptionError when an option is not positive or hidden is no multiple of heads.
@@ -45,9 +43,9 @@ class Attention(nn.Module):
         self.queries = nn.Parameter(torch.empty(1, queries, hidden))
         nn.init.xavier_uniform_(self.queries)
         self.heads = heads
-        self.query, self.key, self.value, self.out = (_Scaled(hidden, hidden) for _ in range(4))
+        self.query, self.key, self.value, self.out = (Scaled(hidden, hidden) for _ in range(4))
         self.norm1 = nn.LayerNorm(hidden)
-        self.feed_forward = nn.Sequential(_Scaled(hidden, hidden), nn.ReLU())
+        self.feed_forward = nn.Sequential(Scaled(hidden, hidden), nn.ReLU())
         self.norm2 = nn.LayerNorm(hidden)
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
@@ -65,14 +63,3 @@ class Attention(nn.Module):
         gathered = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return out
-
-
-class _Scaled(nn.Linear):
-    """A linear layer whose weights have variance 1 at the start."""
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x / self.in_features**0.5, self.weight, self.bias)
