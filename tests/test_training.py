@@ -436,6 +436,8 @@ def test_the_checkpoint_of_another_transfer(tmp_path: Path, monkeypatch: pytest.
     ({"method": "linear_probe", "teachers": [None]},
      "zoo/linear_probe: it does not learn from teachers; leave them out"),
     ({"teachers": ["resnet18"]}, "zoo/finetune: the teacher 'resnet18' is not a zoo.Model"),
+    ({"teachers": zoo.backbone("mnist_cnn", num_classes=4, device="cpu")},
+     r"zoo/finetune: teachers is a model, expected a list of models: teachers=\[teacher\]"),
     ({"method": "lp_ft", "epochs": 1},
      "zoo/lp_ft: it trains in 2 parts and epochs is 1; expected 2 or more"),
 ], ids=str)

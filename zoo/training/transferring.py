@@ -268,6 +268,10 @@ def _unlabelled(model: Model, spec: TransferSpec, given: Any) -> ImageData | Non
 def _check_teachers(model: Model, spec: TransferSpec, teachers: Sequence[Model]) -> None:
     if teachers and "teachers" not in spec.uses:
         raise OptionError(spec.name, "it does not learn from teachers; leave them out")
+    if isinstance(teachers, (Model, str)):
+        given = "a model" if isinstance(teachers, Model) else repr(teachers)
+        raise OptionError(spec.name, f"teachers is {given}, expected a list of models: "
+                          "teachers=[teacher]")
     for teacher in teachers:
         if not isinstance(teacher, Model):
             raise OptionError(spec.name, f"the teacher {teacher!r} is not a zoo.Model")
