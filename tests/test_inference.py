@@ -76,6 +76,9 @@ def test_like_members_are_found() -> None:
     members = [next(model.each_member()) for model in (
         net(seed=1), net("timm/test_vit"), net(seed=2), other, net(size=48))]
     assert alike(members) == [[0, 2], [1], [3], [4]]
+    deep = zoo.fuse([net(seed=1), net(seed=2), net(seed=3)], "concat",
+                    layer=["layer1", "layer2", "layer1"])
+    assert alike(list(deep.each_member())) == [[0, 2], [1]]
 
 
 def test_stacked_weights_follow_the_members(

@@ -192,7 +192,7 @@ def alike(members: Sequence[Member]) -> list[list[int]]:
         tensors = tuple((key, tuple(tensor.shape), tensor.dtype)
                         for key, tensor in member.net.state_dict().items())
         kind: Any = (type(member.net), repr(member.net), tensors, member.preprocessing,
-                     member.in_chans, member.gives)
+                     member.in_chans, member.gives, member.layers, member.pool)
         groups.setdefault(index if isinstance(member, Inner) else kind, []).append(index)
     return list(groups.values())
 
