@@ -6,6 +6,7 @@ one member; features or outputs of several members meet in a `fuser`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,6 +21,7 @@ from zoo.blueprints import Fusion
 from zoo.errors import FusionError, ZooError
 from zoo.labels import ByLabel
 from zoo.member import Member
+from zoo.tensors.digest import digest
 
 
 class Way:
@@ -214,6 +216,26 @@ class Model(nn.Module):
             "fusion": asdict(self.fusion) if self.fusion else None,
             "members": [member.describe() for member in self.each_member()],
         }
+
+    def told(self, *, apart: bool = False) -> dict[str, Any]:
+        """What the recipe of a model that was made with this one says of it, as JSON values: where
+        it comes from, and the hash of its weights.
+
+        apart: that model has no part that says how this one is built, so this does.
+        """
+        first, *others = [member.source for member in self.each_member()]
+        shared = {key: value for key, value in first.items()
+                  if all(key in other and other[key] == value for other in others)}
+        told: dict[str, Any] = {"name": self.name, "classes": len(self.classes), **shared}
+        # Where it came from does not tell whether it was trained since; only a hash does.
+        net = next(self.each_member()).net if self.kind == "single" else self
+        told["state_sha256"] = digest(net.state_dict())
+        if self.recipe:
+            told["recipe"] = copy.deepcopy(self.recipe)
+        if apart and all(module.blueprint and module.preprocessing for module in self.modules()
+                         if isinstance(module, Member) and not isinstance(module, Inner)):
+            told["model"] = self.describe()
+        return told
 
     def set_activation(self, name: str) -> None:
         """Put this activation in place of every other in the members' networks.

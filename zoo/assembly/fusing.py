@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +32,6 @@ from zoo.model import Model
 from zoo.options import checked, options_of
 from zoo.registry import find, load
 from zoo.specs import FusionSpec
-from zoo.store import network
-from zoo.tensors.digest import digest
 
 
 def fuse(
@@ -228,22 +225,10 @@ def _recipe(
     """Where a fused model comes from, as JSON values."""
     recipe: dict[str, Any] = {
         "strategy": spec.name, "kind": spec.kind, "options": dict(values), "seed": seed,
-        "sources": [_source(model) for model in models],
+        "sources": [model.told() for model in models],
     }
     if weight is not None:
         recipe["weight"] = weight
     if base is not None:
-        recipe["base"] = _source(base)
+        recipe["base"] = base.told()
     return recipe
-
-
-def _source(model: Model) -> dict[str, Any]:
-    first, *others = [member.source for member in model.each_member()]
-    shared = {key: value for key, value in first.items()
-              if all(key in other and other[key] == value for other in others)}
-    source: dict[str, Any] = {"name": model.name, "classes": len(model.classes), **shared}
-    # Where it came from does not tell whether it was trained since; only a hash does.
-    source["state_sha256"] = digest(network(model).state_dict())
-    if model.recipe:
-        source["recipe"] = copy.deepcopy(model.recipe)
-    return source

@@ -21,8 +21,13 @@ def reproduce(
     model: Annotated[str, typer.Argument(help="org/name, an address, or a folder.")],
     source: Annotated[list[str] | None, typer.Option(
         help="Where a source lies that is not published: NAME=PATH, or its number: 1=PATH, "
-             "base=PATH; may be repeated.")] = None,
+             "base=PATH, teacher1=PATH; may be repeated.")] = None,
     data: Annotated[str | None, typer.Option(help="What it was trained or fitted on.")] = None,
+    val: Annotated[str | None, typer.Option(
+        help="On what its training chose the best epoch, where that was no share of the data.")]
+    = None,
+    unlabelled: Annotated[str | None, typer.Option(
+        help="The images without labels that it adapted to.")] = None,
     tolerance: Annotated[float, typer.Option(
         help="Of what was trained or fitted, as a share of a tensor's largest number.")] = 1e-3,
     device: Annotated[str | None, typer.Option(
@@ -39,7 +44,8 @@ def reproduce(
         if not (equals and name and place):
             raise typer.BadParameter(f"{each!r} is none; write NAME=PATH", param_hint="--source")
         given[name] = place
-    done = zoo.reproduce(model, sources=given, data=data, tolerance=tolerance, device=device)
+    done = zoo.reproduce(model, sources=given, data=data, val=val, unlabelled=unlabelled,
+                         tolerance=tolerance, device=device)
     if json:
         print(json_module.dumps(done.as_dict(), indent=2))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from zoo.model import Model
 from zoo.names import Address, is_path, parse
 from zoo.registry import find
 from zoo.reproducing.comparing import Difference, Reproduction, compared
+from zoo.reproducing.retraining import Images, compare_data, teachers_of, train, why_not_trained
 from zoo.reproducing.sources import Given, found, place_of
-from zoo.specs import FusionSpec, TransferSpec
+from zoo.specs import FusionSpec
 from zoo.store import load, network
 from zoo.tensors import open_tensors, sha256_file
 from zoo.tensors.header import parse_object
-from zoo.training import transfer
 
 # How many fusions may be sources of each other: a file says so, and each costs a download.
 _DEEPEST = 8
@@ -42,6 +42,8 @@ def reproduce(
     *,
     sources: Mapping[str, str | os.PathLike[str]] | None = None,
     data: Any = None,
+    val: Any = None,
+    unlabelled: Any = None,
     tolerance: float = 1e-3,
     device: str | torch.device | None = None,
 ) -> Reproduction:
@@ -53,10 +55,13 @@ def reproduce(
 
     reference: `org/name`, an address (`hf-hub:org/name@rev`), a folder, or a file that `merge`
         wrote. sources: paths or addresses of those that are not published: by their name, by their
-        number (`"1"`, `"2"`, …) or as `"base"`. data: what it was trained or fitted on; without
-        it, what depends on it is left unchecked. tolerance: of what was trained or fitted: largest
-        difference of two numbers as a share of the largest one in the tensor. device: to compute
-        on, by default the kind that it was made on where there is one.
+        number (`"1"`, `"2"`, …), as `"base"`, or as `"teacher1"`, `"teacher2"`, …, counted through
+        all that it was trained by. data: what it was trained or fitted on; without it, what
+        depends on it is left unchecked. val: on which the training chose its best epoch, where
+        that was no share of `data`. unlabelled: to which the training adapted. tolerance: of what
+        was trained or fitted: largest difference of two numbers as a share of the largest one in
+        the tensor. device: to compute on, by default the kind that it was made on where there is
+        one.
 
     Raises ProvenanceError when what the model says of itself does not suffice, FormatError when it
     is damaged, WeightsError when it cannot be had.
@@ -70,7 +75,8 @@ def reproduce(
     try:
         if "kind" not in made and made.get("strategy"):
             return _merged(spelling, place, made, given)
-        return _Rerun(spelling, address, made, given, data, tolerance, device).done()
+        images = Images(data, val, unlabelled)
+        return _Rerun(spelling, address, made, given, images, tolerance, device).done()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ZooError):
             raise
@@ -83,13 +89,14 @@ class _Rerun:
 
     def __init__(
         self, reference: str, address: Address | Path, made: Mapping[str, Any], given: Given,
-        data: Any, tolerance: float, device: str | torch.device | None,
+        images: Images, tolerance: float, device: str | torch.device | None,
     ) -> None:
         self._reference = reference
         self._saved = load(address, device="cpu")
         self._made = made
         self._given = given
-        self._data = data
+        self._images = images
+        self._data = images.data
         self._tolerance = tolerance
         self._notes: list[str] = []
         self._device = self._where(device)
@@ -99,18 +106,20 @@ class _Rerun:
         if made.get("auto"):
             self._notes.append("auto chose this fusion; it is made again, and the choice is not")
         if made.get("strategy"):
-            model, unchecked = self._fused(made, saved)
+            model, unchecked = self._fused(made, saved.describe())
         else:
             built = next(saved.each_member()).blueprint
             model = found(self._reference, made["sources"][0], "1", self._given, built, _no_recipe)
             unchecked = set()
-        self._given.want_used()
         transfers = made.get("transfers") or ()
-        why = self._why_not_trained(transfers)
+        self._images.want_used(self._reference, transfers)
+        why = why_not_trained(transfers, self._images)
+        teachers = [] if why else teachers_of(transfers, self._apart)
+        self._given.want_used()
         if why:
             self._notes.append(why)
         else:
-            self._train(model, transfers)
+            train(model, transfers, teachers, self._images, self._notes)
         model.cpu()
         kept, now = network(saved).state_dict(), network(model).state_dict()
         looked = bool(transfers) or any(made.get(key) for key in ("looked_at", "search",
@@ -141,24 +150,23 @@ class _Rerun:
         return where
 
     def _fused(
-        self, recipe: Mapping[str, Any], like: Model, above: tuple[str, ...] = ()
+        self, recipe: Mapping[str, Any], like: Mapping[str, Any], above: tuple[str, ...] = ()
     ) -> tuple[Model, set[str]]:
-        """A fusion made again, and the keys of what could not be. above: the labels of the sources
-        that it is a source of."""
+        """A fusion made again, and the keys of what could not be. like: how it is built. above: the
+        labels of the sources that it is a source of."""
         if len(above) > _DEEPEST:
             raise ProvenanceError(self._reference, f"its sources are fusions of fusions, more than "
                                   f"{_DEEPEST} deep")
         spec = find(str(recipe["strategy"]), FusionSpec)
         self._want_data(spec, recipe)
-        blueprints = [member.blueprint for member in like.each_member()]
-        inner = [member.net if isinstance(member.net, Model) else like
-                 for member in like.each_member()]
+        blueprints = [_blueprint(member) for member in like["members"]]
+        inner = [member.get("model", like) for member in like["members"]]
         told = list(recipe["sources"])
         if len(blueprints) != len(told):  # their weights became one network
             blueprints, inner = blueprints[:1] * len(told), inner[:1] * len(told)
 
-        def source(told: Mapping[str, Any], label: str, built: Blueprint | None, of: Model
-                   ) -> Model:
+        def source(told: Mapping[str, Any], label: str, built: Blueprint | None,
+                   of: Mapping[str, Any]) -> Model:
             path = (*above, label)
             return found(self._reference, told, ".".join(path), self._given, built,
                          lambda nested: self._nested(nested, of, path))
@@ -188,7 +196,15 @@ class _Rerun:
                      **settings, **options)
         return again, self._unchecked(spec, again, recipe, like)
 
-    def _nested(self, recipe: Mapping[str, Any], like: Model, above: tuple[str, ...]) -> Model:
+    def _apart(self, told: Mapping[str, Any], label: str) -> Model:
+        """A model that is no part of this one, and of which the recipe says how it is built."""
+        like = told.get("model") or {"members": [{}]}
+        return found(self._reference, told, label, self._given, _blueprint(like["members"][0]),
+                     lambda nested: self._nested(nested, like, (label,)))
+
+    def _nested(
+        self, recipe: Mapping[str, Any], like: Mapping[str, Any], above: tuple[str, ...]
+    ) -> Model:
         model, unchecked = self._fused(recipe, like, above)
         if unchecked:
             raise ProvenanceError(self._reference, "it is a fusion that was fitted on data")
@@ -204,12 +220,12 @@ class _Rerun:
                                   "same: --data train.csv (data=…)")
 
     def _unchecked(
-        self, spec: FusionSpec, again: Model, recipe: Mapping[str, Any], like: Model
+        self, spec: FusionSpec, again: Model, recipe: Mapping[str, Any], like: Mapping[str, Any]
     ) -> set[str]:
         if spec.kind == "weights":
             now = again.recipe.get("looked_at") or again.recipe.get("search")
             then = recipe.get("looked_at") or recipe.get("search")
-            self._compare_data(then, now)
+            compare_data(then, now, self._notes)
             if now or not (then or _reestimated(like)):
                 return set()
             keys = norm_keys(network(again))
@@ -220,47 +236,20 @@ class _Rerun:
         if not recipe.get("fitted_on"):
             return set()
         if self._data is not None:
-            self._compare_data(recipe["fitted_on"], again.recipe.get("fitted_on"))
+            compare_data(recipe["fitted_on"], again.recipe.get("fitted_on"), self._notes)
             return set()
         self._notes.append(f"{spec.name} was fitted on {recipe['fitted_on'].get('images')} images; "
                            "pass the same to check it: --data val.csv (data=…)")
         return {key for key in again.state_dict() if key.startswith("fuser.")}
 
-    def _compare_data(self, then: Any, now: Any) -> None:
-        if then and now and then.get("data") not in (None, now.get("data")):
-            self._notes.append(
-                f"the data may not be the same: their fingerprint is {now.get('data')} and was "
-                f"{then.get('data')} (the places and times of files are part of it)")
 
-    def _why_not_trained(self, transfers: Sequence[Mapping[str, Any]]) -> str:
-        """Why the training cannot be done again; `""` where it can, or there was none."""
-        if not transfers:
-            return ""
-        what = ", ".join(f"{each['method']} on {each['images']} images" for each in transfers)
-        if self._data is None:
-            return (f"it was trained ({what}); pass the same data to check what that changed: "
-                    "--data train.csv (data=…)")
-        for each in transfers:
-            for key, problem in (("teachers", "learned from teachers"),
-                                 ("unlabelled", "adapted to unlabelled images")):
-                if each.get(key):
-                    return f"{each['method']} {problem}, which are not published with the model"
-            if isinstance(each.get("val"), Mapping):
-                return (f"{each['method']} chose its best epoch on other images, which are not "
-                        "published with the model")
-        return ""
-
-    def _train(self, model: Model, transfers: Sequence[Mapping[str, Any]]) -> None:
-        for each in transfers:
-            spec = find(str(each["method"]), TransferSpec)
-            transfer(model, self._data, spec.name, val=each.get("val"),
-                     activation=each.get("activation"), **each["settings"], **each["options"])
-            self._compare_data(each, model.recipe["transfers"][-1])
+def _blueprint(member: Mapping[str, Any]) -> Blueprint | None:
+    return Blueprint(**member["build"]) if "build" in member else None
 
 
-def _reestimated(model: Model) -> bool:
+def _reestimated(like: Mapping[str, Any]) -> bool:
     """Whether batch norm's statistics are of some data."""
-    return any(member.norms == "reestimated" for member in model.each_member())
+    return any(member.get("norms") == "reestimated" for member in like["members"])
 
 
 def _no_recipe(recipe: Mapping[str, Any]) -> Model:

@@ -3,6 +3,7 @@ made again from their own sources."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +23,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 class Given:
     """What a user has for sources that cannot be found otherwise: by name, by number (`1`, `2`, …
-    in their order; `1.2` is the second source of the first) or as `base`. Each is to be
-    asked for."""
+    in their order; `1.2` is the second source of the first), as `base`, or as `teacher1`. Each is
+    to be asked for."""
 
     def __init__(self, reference: str, places: Mapping[str, str | os.PathLike[str]]) -> None:
         self._reference = reference
@@ -53,16 +54,17 @@ def found(
     reference: str, told: Mapping[str, Any], label: str, given: Given, built: Blueprint | None,
     remade: Callable[[Mapping[str, Any]], Model],
 ) -> Model:
-    """A source of a model, on the CPU, the very weights where their hash is recorded.
+    """A source of a model, on the CPU, the very weights where their hash is recorded, and built as
+    recorded where the model has no part that says it.
 
     reference: the model, for errors. told: what its provenance says of the source. label: its
-    number, or `base`. built: how the network that it became is built, where there is one. remade:
-    makes a fusion again from its recipe.
+    number, `base`, or `teacher` or `member` with a number. built: how the network that it became
+    is built, where there is one. remade: makes a fusion again from its recipe.
     Raises ProvenanceError, which says what to do.
     """
     name = str(told.get("name", ""))
     place = given.get(label, name)
-    who = f"its base ({name})" if label == "base" else f"its source {label} ({name})"
+    who = f"its {_spelled(label)} ({name})"
     ways = _ways(told, built, remade)
     if place is not None:
         ways = iter([lambda: load(place, device="cpu")])
@@ -79,13 +81,38 @@ def found(
                 raise
             problems.append(str(error))
             continue
-        if wanted is None or digest(network(model).state_dict()) == wanted:
+        if wanted is not None and digest(network(model).state_dict()) != wanted:
+            problems.append("")
+        elif "model" in told and _acts(model.describe()) != _acts(told["model"]):
+            problems.append("it has the right weights and is built otherwise: another image size, "
+                            "activation, preprocessing or order of classes")
+        else:
             return model
-        problems.append("")
     if place is not None:
-        raise ProvenanceError(reference, f"{place} is not {who}: it has other weights than those "
-                              f"that were fused (sha256 {str(wanted)[:12]}…)")
+        why = problems[0] or (f"it has other weights than those that {_role(label)} (sha256 "
+                              f"{str(wanted)[:12]}…)")
+        raise ProvenanceError(reference, f"{place} is not {who}: {why}")
     raise ProvenanceError(reference, _why(who, told, label, problems))
+
+
+def _acts(described: Mapping[str, Any]) -> Any:
+    """Of how a model is built, all that its answers depend on beside weights and architecture."""
+    members = [_acts(each["model"]) if "model" in each else {
+        "preprocessing": each["preprocessing"], "activation": each["build"].get("activation"),
+        **{key: each.get(key) for key in ("classes", "gives", "layers", "pool")},
+    } for each in described["members"]]
+    return json.loads(json.dumps(
+        {"classes": described["classes"], "fusion": described["fusion"], "members": members}))
+
+
+def _spelled(label: str) -> str:
+    """`teacher1` as people say it; of a source the number alone stands for it."""
+    match = re.fullmatch(r"(teacher|member)(\d+)", label)
+    return f"{match[1]} {match[2]}" if match else label if label == "base" else f"source {label}"
+
+
+def _role(label: str) -> str:
+    return "taught" if re.fullmatch(r"teacher\d+", label) else "were fused"
 
 
 def _why(who: str, told: Mapping[str, Any], label: str, problems: list[str]) -> str:
@@ -93,14 +120,18 @@ def _why(who: str, told: Mapping[str, Any], label: str, problems: list[str]) -> 
     trained = (told.get("recipe") or {}).get("transfers")
     if trained:
         methods = ", ".join(dict.fromkeys(str(each.get("method")) for each in trained))
-        return (f"{who} was trained by {methods} before it was fused, and its weights are not "
+        then = "taught" if _role(label) == "taught" else "was fused"
+        return (f"{who} was trained by {methods} before it {then}, and its weights are not "
                 f"published; {say}")
     failed = next(filter(None, problems), "")
     if failed:
         return f"{who} cannot be had: {failed.rstrip('.')}. Otherwise, {say}"
+    if problems and (told.get("recipe") or {}).get("strategy"):
+        return (f"{who} comes out with other weights when it is made again than those that "
+                f"{_role(label)}; {say}")
     if problems:
         return (f"{who} was changed after it was fetched: its weights have another hash than "
-                f"those that were fused; {say}")
+                f"those that {_role(label)}; {say}")
     return f"{who} says nothing of where its weights are published; {say}"
 
 

@@ -272,7 +272,8 @@ def _made_with(model: Model) -> dict[str, Any]:
         **made,
         "norms": [{"member": member.name, "norms": member.norms}
                   for member in model.each_member()],
-        "licences": sorted(set(_licences([made["sources"], made.get("base")]))),
+        "licences": sorted(set(_licences(
+            [made["sources"], made.get("base"), made.get("transfers")]))),
         "versions": {name: metadata.version(name) for name in ("torch", "timm")}
         | {"fusion-zoo": zoo.__version__},
     }

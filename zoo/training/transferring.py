@@ -8,6 +8,7 @@ augmentation are timm's.
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from zoo.training.streams import Stream
 from zoo.transfers.objective import Objective, Phase
 
 __all__ = ["Transferred", "transfer"]
+
+_LONGEST_RECIPE = 100_000  # characters of a teacher's, as JSON
 
 
 def transfer(
@@ -330,6 +333,15 @@ def _lengths(method: str, phases: Sequence[Phase], epochs: int) -> list[int]:
     return [1 + end - start for start, end in itertools.pairwise(ends)]
 
 
+def _taught_by(teacher: Model) -> dict[str, Any]:
+    """A teacher with all that finds it again. Where student and teacher take turns, each recipe
+    holds the other's, and both double every time: a long one is left out."""
+    told = teacher.told(apart=True)
+    if len(json.dumps(told.get("recipe", {}))) > _LONGEST_RECIPE:
+        del told["recipe"]
+    return told
+
+
 def _remember(
     result: Transferred, settings: Settings, values: Mapping[str, Any], data: ImageData,
     activation: str | None, teachers: Sequence[Model], started_from: str, others: Mapping[str, Any],
@@ -342,5 +354,5 @@ def _remember(
     if activation:
         told["activation"] = activation
     if teachers:
-        told["teachers"] = [teacher.name for teacher in teachers]
+        told["teachers"] = [_taught_by(teacher) for teacher in teachers]
     result.model.recipe.setdefault("transfers", []).append(told)
