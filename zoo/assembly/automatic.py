@@ -124,15 +124,35 @@ def auto(
     decision, model = trying.settle(errors, epochs)
     reason = in_words(decision, len(trying.finished), errors, penalised=penalty > 0)
     say(f"auto: {reason}")
+    made_of = _made_of(models, base, model)
     model.recipe["auto"] = {
         "chosen": decision.chosen.name, "reason": reason, "ranking": trying.ranking(decision),
         "best_single": decision.single.name, "nested_gain": decision.nested,
         "images": len(images), "folds": folds, "errors": errors, "penalty": penalty,
         "penalty_on": penalty_on, "budget": budget,
         "trials": None if budget is not None else trials or _TRIALS, "seed": seed,
+        "asked": {"strategies": strategies, "head_epochs": head_epochs},
+        "data": given.fingerprint(), **made_of,
         "not_tried": left_out, "seconds": time.perf_counter() - start,
         "seconds_for_features": computing}
     return model
+
+
+def _made_of(models: Sequence[Model], base: Model | None, model: Model) -> dict[str, Any]:
+    """The members and the base, for a choice that is to be made again; what the recipe of the
+    chosen model has already is left out."""
+    def known(told: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in told.items() if key != "model"}
+
+    sources = [each.told(apart=True) for each in models]
+    told: dict[str, Any] = {}
+    if [known(each) for each in sources] != model.recipe.get("sources"):
+        told["sources"] = sources
+    if base is not None:
+        source = base.told(apart=True)
+        if known(source) != model.recipe.get("base"):
+            told["base"] = source
+    return told
 
 
 class _Trying:

@@ -12,7 +12,7 @@ from zoo.cli import output
 from zoo.cli.app import Json
 
 if TYPE_CHECKING:
-    from zoo.reproducing import Reproduction
+    from zoo.reproducing import Choice, Reproduction
 
 _SHOWN = 20
 
@@ -28,6 +28,8 @@ def reproduce(
     = None,
     unlabelled: Annotated[str | None, typer.Option(
         help="The images without labels that it adapted to.")] = None,
+    choice: Annotated[bool, typer.Option(
+        "--choice", help="Of a model that auto chose: have it choose again on the data.")] = False,
     tolerance: Annotated[float, typer.Option(
         help="Of what was trained or fitted, as a share of a tensor's largest number.")] = 1e-3,
     device: Annotated[str | None, typer.Option(
@@ -45,7 +47,7 @@ def reproduce(
             raise typer.BadParameter(f"{each!r} is none; write NAME=PATH", param_hint="--source")
         given[name] = place
     done = zoo.reproduce(model, sources=given, data=data, val=val, unlabelled=unlabelled,
-                         tolerance=tolerance, device=device)
+                         choice=choice, tolerance=tolerance, device=device)
     if json:
         print(json_module.dumps(done.as_dict(), indent=2))
     else:
@@ -70,10 +72,24 @@ def _tell(done: Reproduction) -> None:
         output.say(f"  {each.tensor} {each.problem}{largest}")
     if len(done.differing) > _SHOWN:
         output.say(f"  … and {len(done.differing) - _SHOWN} more; --json lists all")
+    if done.choice:
+        _tell_choice(done.choice)
     for name, (then, now) in done.versions.items():
         output.say(f"  made with {name} {then}, compared with {name} {now}")
     for note in done.notes:
         output.warn(note)
+
+
+def _tell_choice(choice: Choice) -> None:
+    word = "the same" if choice.then == choice.now else f"{choice.now}, and then {choice.then}"
+    output.say(f"  auto's choice: {word}; {choice.compared} candidates compared, "
+               f"{len(choice.differing)} differ")
+    for problem in choice.differing[:_SHOWN]:
+        output.say(f"  {problem}")
+    if choice.alone:
+        output.say(f"  tried once only: {_few(choice.alone)}")
+    for reason in choice.uncertain:
+        output.say(f"  the choice need not come out the same: {reason}")
 
 
 def convert(

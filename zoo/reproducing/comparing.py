@@ -30,13 +30,37 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A choice of `auto`, made again. then, now: what was chosen. compared: how many candidates
+    were tried on as many images both times. differing: in words, those that came out otherwise.
+    alone: those that were tried once only. uncertain: in words, why another choice would say
+    nothing against the model; then only candidates that were tried alike are compared."""
+
+    then: str
+    now: str
+    compared: int
+    differing: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing that can be compared differs."""
+        return not self.differing and self.compared > 0 and (bool(self.uncertain) or (
+            self.then == self.now and not self.alone))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "same": self.same}
+
+
+@dataclass(frozen=True)
 class Reproduction:
     """What came of making a model again.
 
     exact: tensors that are the same bit for bit. close: those within `tolerance` of the largest
     number of their tensor. differing: those that are not. unchecked: those that nothing could be
     compared with. versions: library → (then, now), where the two differ. notes: what else a reader
-    should know.
+    should know. choice: what came of `auto`'s choice, where it was made again.
     """
 
     reference: str
@@ -47,14 +71,18 @@ class Reproduction:
     unchecked: tuple[str, ...] = ()
     versions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    choice: Choice | None = None
 
     @property
     def reproduced(self) -> bool:
-        """Whether every tensor was compared and none differs."""
-        return not self.differing and not self.unchecked and self.exact + self.close > 0
+        """Whether every tensor was compared and none differs, nor the choice if it was made
+        again."""
+        return (not self.differing and not self.unchecked and self.exact + self.close > 0
+                and (self.choice is None or self.choice.same))
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "reproduced": self.reproduced}
+        return {**asdict(self), "reproduced": self.reproduced,
+                "choice": self.choice and self.choice.as_dict()}
 
 
 def compared(

@@ -24,6 +24,12 @@ from zoo.merge_files.folders import config_of, located
 from zoo.model import Model
 from zoo.names import Address, is_path, parse
 from zoo.registry import find
+from zoo.reproducing.choosing_again import (
+    choose_again,
+    number_of,
+    want_choice,
+    why_not_chosen,
+)
 from zoo.reproducing.comparing import Difference, Reproduction, compared
 from zoo.reproducing.retraining import Images, compare_data, teachers_of, train, why_not_trained
 from zoo.reproducing.sources import Given, found, place_of
@@ -44,6 +50,7 @@ def reproduce(
     data: Any = None,
     val: Any = None,
     unlabelled: Any = None,
+    choice: bool = False,
     tolerance: float = 1e-3,
     device: str | torch.device | None = None,
 ) -> Reproduction:
@@ -58,10 +65,11 @@ def reproduce(
         number (`"1"`, `"2"`, …), as `"base"`, or as `"teacher1"`, `"teacher2"`, …, counted through
         all that it was trained by. data: what it was trained or fitted on; without it, what
         depends on it is left unchecked. val: on which the training chose its best epoch, where
-        that was no share of `data`. unlabelled: to which the training adapted. tolerance: of what
-        was trained or fitted: largest difference of two numbers as a share of the largest one in
-        the tensor. device: to compute on, by default the kind that it was made on where there is
-        one.
+        that was no share of `data`. unlabelled: to which the training adapted. choice: of a
+        model that `auto` chose, have it choose again on `data`, and compare its ranking too.
+        tolerance: of what was trained or fitted: largest difference of two numbers as a share of
+        the largest one in the tensor. device: to compute on, by default the kind that it was made
+        on where there is one.
 
     Raises ProvenanceError when what the model says of itself does not suffice, FormatError when it
     is damaged, WeightsError when it cannot be had.
@@ -76,7 +84,9 @@ def reproduce(
         if "kind" not in made and made.get("strategy"):
             return _merged(spelling, place, made, given)
         images = Images(data, val, unlabelled)
-        return _Rerun(spelling, address, made, given, images, tolerance, device).done()
+        if choice:
+            want_choice(spelling, made.get("auto"), data)
+        return _Rerun(spelling, address, made, given, images, tolerance, device).done(choice)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ZooError):
             raise
@@ -101,17 +111,25 @@ class _Rerun:
         self._notes: list[str] = []
         self._device = self._where(device)
 
-    def done(self) -> Reproduction:
+    def done(self, choice: bool) -> Reproduction:
         made, saved = self._made, self._saved
-        if made.get("auto"):
-            self._notes.append("auto chose this fusion; it is made again, and the choice is not")
-        if made.get("strategy"):
+        if made.get("auto") and not choice:
+            why = why_not_chosen(made["auto"]) or "choice=True (--choice), with data, does that too"
+            self._notes.append("auto chose this fusion; it is made again, and the choice is not: "
+                               + why)
+        tried = self._tried(made, saved) if choice else None
+        alone = number_of(saved, made["auto"]) if choice else None
+        transfers = made.get("transfers") or ()
+        unchecked: set[str] = set()
+        if tried and alone is not None:
+            model, transfers = tried[0][alone], ()
+            self._notes.append(f"auto chose its member {alone + 1} as it was; how that was made is "
+                               "not made again")
+        elif made.get("strategy"):
             model, unchecked = self._fused(made, saved.describe())
         else:
             built = next(saved.each_member()).blueprint
             model = found(self._reference, made["sources"][0], "1", self._given, built, _no_recipe)
-            unchecked = set()
-        transfers = made.get("transfers") or ()
         self._images.want_used(self._reference, transfers)
         why = why_not_trained(transfers, self._images)
         teachers = [] if why else teachers_of(transfers, self._apart)
@@ -132,9 +150,11 @@ class _Rerun:
         elif model.classes != saved.classes:
             differing += (Difference("classes", f"are {list(model.classes)[:10]}, and were saved "
                                      f"as {list(saved.classes)[:10]}"),)
+        chosen = choose_again(made["auto"], *tried, self._data, self._device, self._tolerance,
+                              self._notes) if tried else None
         return Reproduction(
             self._reference, exact, close, self._tolerance if looked else 0.0, differing,
-            tuple(sorted(unchecked & kept.keys())), _versions(made), tuple(self._notes))
+            tuple(sorted(unchecked & kept.keys())), _versions(made), tuple(self._notes), chosen)
 
     def _where(self, device: str | torch.device | None) -> torch.device:
         recorded = str(self._made.get("device") or "cpu")
@@ -154,28 +174,9 @@ class _Rerun:
     ) -> tuple[Model, set[str]]:
         """A fusion made again, and the keys of what could not be. like: how it is built. above: the
         labels of the sources that it is a source of."""
-        if len(above) > _DEEPEST:
-            raise ProvenanceError(self._reference, f"its sources are fusions of fusions, more than "
-                                  f"{_DEEPEST} deep")
         spec = find(str(recipe["strategy"]), FusionSpec)
         self._want_data(spec, recipe)
-        blueprints = [_blueprint(member) for member in like["members"]]
-        inner = [member.get("model", like) for member in like["members"]]
-        told = list(recipe["sources"])
-        if len(blueprints) != len(told):  # their weights became one network
-            blueprints, inner = blueprints[:1] * len(told), inner[:1] * len(told)
-
-        def source(told: Mapping[str, Any], label: str, built: Blueprint | None,
-                   of: Mapping[str, Any]) -> Model:
-            path = (*above, label)
-            return found(self._reference, told, ".".join(path), self._given, built,
-                         lambda nested: self._nested(nested, of, path))
-
-        models = [source(each, str(number), built, of) for number, (each, built, of) in enumerate(
-            zip(told, blueprints, inner, strict=True), 1)]
-        base = recipe.get("base")
-        if base is not None:
-            base = source(base, "base", blueprints[0], inner[0])
+        models, base = self._sources(recipe, like, above)
         search = (recipe.get("search") or {}).get("space") or {}
         looked = recipe.get("looked_at") or recipe.get("search") or _reestimated(like)
         options = {key: value for key, value in recipe["options"].items() if key not in search}
@@ -195,6 +196,44 @@ class _Rerun:
                      device=self._device, dtype=recipe.get("dtype"), seed=int(recipe["seed"]),
                      **settings, **options)
         return again, self._unchecked(spec, again, recipe, like)
+
+    def _sources(
+        self, recipe: Mapping[str, Any], like: Mapping[str, Any], above: tuple[str, ...] = ()
+    ) -> tuple[list[Model], Model | None]:
+        """What was fused, and its base."""
+        if len(above) > _DEEPEST:
+            raise ProvenanceError(self._reference, f"its sources are fusions of fusions, more than "
+                                  f"{_DEEPEST} deep")
+        blueprints = [_blueprint(member) for member in like["members"]]
+        inner = [member.get("model", like) for member in like["members"]]
+        told = list(recipe["sources"])
+        if len(blueprints) != len(told):  # their weights became one network
+            blueprints, inner = blueprints[:1] * len(told), inner[:1] * len(told)
+
+        def source(told: Mapping[str, Any], label: str, built: Blueprint | None,
+                   of: Mapping[str, Any]) -> Model:
+            path = (*above, label)
+            return found(self._reference, told, ".".join(path), self._given, built,
+                         lambda nested: self._nested(nested, of, path))
+
+        models = [source(each, str(number), built, of) for number, (each, built, of) in enumerate(
+            zip(told, blueprints, inner, strict=True), 1)]
+        base = recipe.get("base")
+        if base is not None:
+            base = source(base, "base", blueprints[0], inner[0])
+        return models, base
+
+    def _tried(
+        self, made: Mapping[str, Any], saved: Model
+    ) -> tuple[list[Model], Model | None]:
+        """The members among which auto chose, and the base that it was given."""
+        auto = made["auto"]
+        if "sources" not in auto:
+            models, base = self._sources(made, saved.describe())
+        else:
+            models, base = [self._apart(each, f"member{number}")
+                            for number, each in enumerate(auto["sources"], 1)], None
+        return models, self._apart(auto["base"], "base") if auto.get("base") else base
 
     def _apart(self, told: Mapping[str, Any], label: str) -> Model:
         """A model that is no part of this one, and of which the recipe says how it is built."""
