@@ -262,6 +262,39 @@ class TestWhatDoesNotGoUp:
         with pytest.raises(HubError, match='"license" must be one of'):
             zoo.push(model("mit", "mit"), "me/fused", exist_ok=True, license="mine")
 
+    def test_no_licence_of_a_source_is_lost(self, hub: Hub, tmp_path: Path) -> None:
+        """Of a repository that holds a fusion there are those of its members and its own; of one
+        that does not say how it was fused, those that its members have."""
+        def member(name: str, licence: str) -> zoo.Model:
+            made = zoo.backbone("mnist_cnn", num_classes=3, seed=1, device="cpu")
+            next(made.each_member()).source.update(repository=name, license=licence)
+            return made
+
+        def licence_of(*given: zoo.Model | str) -> str | None:
+            out = zoo.save(zoo.fuse(list(given), "mean", device="cpu"), tmp_path / "out")
+            told = ModelCard.load(out / "README.md").data
+            assert "org/fused" not in told.base_model  # what it was fused from stands there
+            return told.license
+
+        inner = zoo.fuse([member("org/a", "mit"), member("org/b", "cc-by-4.0")], "mean")
+        folder = zoo.save(inner, tmp_path / "inner")
+        card = (folder / "README.md").read_text()
+        assert "license: cc-by-4.0\n" in card
+        for stated, expected in ((None, "cc-by-4.0"), ("cc-by-nc-4.0", "cc-by-nc-4.0")):
+            said = f"license: {stated}\n" if stated else ""
+            (folder / "README.md").write_text(card.replace("license: cc-by-4.0\n", said))
+            hub.store.seed("org/fused", folder)
+            assert licence_of("hf-hub:org/fused", member("org/c", "mit")) == expected
+        base = zoo.save(zoo.fuse([member("org/a", "mit"), member("org/b", "mit")],
+                                 "task_arithmetic", base=member("org/d", "bsd-3-clause"),
+                                 norms="pooled"), tmp_path / "base")
+        assert licence_of(zoo.load(base, device="cpu"), member("org/c", "mit")) == "bsd-3-clause"
+        config = json.loads((folder / "config.json").read_text())
+        for key in ("strategy", "sources"):
+            del config["zoo"]["made_with"][key]
+        (folder / "config.json").write_text(json.dumps(config))
+        assert licence_of(zoo.load(folder, device="cpu"), member("org/c", "mit")) == "cc-by-4.0"
+
     def test_a_folder_that_says_nothing_of_its_making_needs_a_licence(
         self, hub: Hub, folder: Path
     ) -> None:

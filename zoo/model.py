@@ -230,6 +230,9 @@ class Model(nn.Module):
         # Where it came from does not tell whether it was trained since; only a hash does.
         net = next(self.each_member()).net if self.kind == "single" else self
         told["state_sha256"] = digest(net.state_dict())
+        if others and "sources" not in self.recipe:  # nobody else says where its members come from
+            told["members"] = [{"name": member.name, **member.source}
+                               for member in self.each_member()]
         if self.recipe:
             told["recipe"] = copy.deepcopy(self.recipe)
         if apart and all(module.blueprint and module.preprocessing for module in self.modules()

@@ -24,7 +24,7 @@ from zoo.report.captions import CAPTIONS
 from zoo.report.markdown import percent
 from zoo.specs import FusionSpec
 from zoo.store.answers import without_token
-from zoo.store.licences import consequence, pretrained, terms
+from zoo.store.licences import consequence, pretrained, sources, terms
 from zoo.store.measured import Measured
 from zoo.store.private import public
 
@@ -235,17 +235,6 @@ def _provenance(made: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         yield {"name": file, "place": "this model", "revision": "–", "sha256": str(sha256)}
 
 
-def _leaves(told: object) -> Iterator[Mapping[str, Any]]:
-    """The sources that were not fused themselves, in a `made_with`, a recipe, or a list."""
-    if isinstance(told, list):
-        for each in told:
-            yield from _leaves(each)
-    elif isinstance(told, Mapping):
-        recipe = told.get("recipe")
-        inner = [told.get("sources"), told.get("base"), told.get("members")]
-        if isinstance(recipe, Mapping):
-            inner += [recipe.get("sources"), recipe.get("base")]
-        if any(inner):
-            yield from _leaves(inner)
-        else:
-            yield told
+def _leaves(made: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The sources that were not fused themselves."""
+    return (source for source, fused in sources(made) if not fused)

@@ -61,14 +61,24 @@ def consequence(licence: str) -> str:
 
 
 def pretrained(told: object) -> Iterator[tuple[str, str]]:
-    """Name and licence of each source that has weights from elsewhere."""
+    """Name and licence of each source that has weights from elsewhere. One that was fused itself
+    has those of what it was fused from, and its own where its repository states one."""
+    for source, fused in sources(told):
+        if (source.get("repository") and source.get("license")) if fused else any(
+                source.get(key) for key in _PRETRAINED):
+            yield str(source.get("name")), str(source.get("license") or "").lower()
+
+
+def sources(told: object) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """All sources in a `made_with`, in a source, or in a list of them, and what these were fused
+    from; of each whether it was fused itself."""
     if isinstance(told, list):
         for each in told:
-            yield from pretrained(each)
-    elif isinstance(told, dict):
+            yield from sources(each)
+    elif isinstance(told, Mapping):
         recipe = told.get("recipe")
-        inner = [recipe.get("sources"), recipe.get("base")] if isinstance(recipe, dict) else []
-        if any(inner):  # itself fused: what it was fused from has the licences
-            yield from pretrained(inner)
-        elif any(told.get(key) for key in _PRETRAINED):
-            yield str(told.get("name")), str(told.get("license") or "").lower()
+        inner = [told.get(key) for key in ("sources", "base", "members")]
+        if isinstance(recipe, Mapping):
+            inner += [recipe.get("sources"), recipe.get("base")]
+        yield told, any(inner)
+        yield from sources([each for each in inner if each])
