@@ -131,6 +131,52 @@ def test_pull_brings_the_members_for_later_without_a_network(
     assert commit
 
 
+def test_a_member_of_a_plugin_that_is_missing_is_not_pulled(
+    hub: Hub, linked: Path, tmp_path: Path
+) -> None:
+    """How large it may be is not known then."""
+    changed(linked, lambda ours: ours.update(
+        requires=[{"namespace": "acme", "requirement": "fusion-zoo-acme>=1"}]))
+    hub.store.seed("me/fused", linked)
+    forget(tmp_path)
+    before = len(hub.log)
+    with pytest.warns(UserWarning, match=r"members of me/fused@\w{40} lie in other repositories, "
+                                         r"and are fetched once it can be loaded: .*acme"):
+        folder = zoo.pull("me/fused", tmp_path / "out")
+    assert (folder / "model.safetensors").is_file()
+    assert not [each for each in hub.log[before:] if "org/" in each[2]]
+
+
+def test_a_recipe_that_links_members(hub: Hub, tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        model = zoo.backbone("mnist_cnn", num_classes=10, image_size=8, seed=seed, device="cpu")
+        hub.store.seed(f"org/{name}", zoo.save(model, tmp_path / name))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("""
+        data: {target: {train: {data: digits, limit: 60}, test: {data: digits, limit: 40}}}
+        source: {backbone: hf-hub:org/a, transfer: {method: linear_probe, epochs: 1}}
+        target: {backbone: mnist_cnn, image_size: 8, transfer: {epochs: 1}}
+        fuse: {strategy: concat, members: ["hf-hub:org/a", "hf-hub:org/b", target]}
+        link_members: true
+        """)
+    with pytest.warns(UserWarning, match="not linked, and carried: zoo/mnist_cnn .no repository"):
+        done = zoo.run(recipe, tmp_path / "run", device="cpu")
+    links = config_of(done.out / "fused")["links"]
+    assert {path: link["repository"] for path, link in links.items()} == {
+        "members.0.net": "org/a", "members.1.net": "org/b"}
+    assert not [key for key in load_tensors(done.out / "fused")
+                if key.startswith(("members.0.", "members.1."))]
+    forget(tmp_path)
+    again = zoo.load(done.out / "fused", device="cpu")
+    pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(again(pixels), done.model(pixels))
+    with pytest.raises(SystemExit) as ended, pytest.warns(UserWarning, match="not linked"):
+        main(["run", str(recipe), "-o", str(tmp_path / "run"), "--device", "cpu"])
+    assert not ended.value.code
+    assert config_of(done.out / "fused")["links"] == links
+
+
 def test_a_file_that_changed_under_its_commit(
     hub: Hub, linked: Path, commits: list[str], tmp_path: Path
 ) -> None:
@@ -288,6 +334,46 @@ class TestPush:
         assert (again.commit, again.linked) == (done.commit, done.linked)
         with pytest.raises(FormatError, match="has only a part of its weights"):
             zoo.merge([folder, folder], "average", out=tmp_path / "merged")
+
+    @pytest.mark.parametrize(("spoil", "said"), [
+        (lambda one: setattr(one, "private", True),
+         "org/a is gone, or this login does not see it, so that nobody else can load this model"),
+        (lambda one: setattr(one, "gated", True), "org/a is gated, so that only those to whom its "
+         "owner gives access can load this model"),
+        (lambda one: one.commits.clear(), "any more, so that nobody else can load this model"),
+    ])
+    def test_members_that_others_cannot_read_stop_it(
+        self, hub: Hub, linked: Path, spoil: Callable[[Any], object], said: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        spoil(hub.store.repositories["org/a"])
+        [sentence] = zoo.push(linked, "me/fused", dry_run=True, license="mit").closed
+        assert said in sentence
+        with pytest.raises(HubError) as caught:
+            zoo.push(linked, "me/fused", license="mit")
+        assert caught.value.reason == "members"
+        assert str(caught.value) == (
+            f"me/fused: {sentence}. Carry its members instead (without link_members; of a folder, "
+            "zoo.save(zoo.load(folder), out)), or say closed_members=True (--closed-members)")
+        assert "me/fused" not in hub.store.repositories
+        with pytest.raises(SystemExit) as ended:
+            main(["push", str(linked), "me/fused", "--license", "mit", "--closed-members"])
+        assert not ended.value.code
+        assert said in capsys.readouterr().err
+        assert "me/fused" in hub.store.repositories
+
+    def test_private_members_have_the_readers_of_what_is_private_beside_them(
+        self, hub: Hub, commits: list[str], tmp_path: Path
+    ) -> None:
+        hub.store.seed("me/own", tmp_path / "a", private=True)
+        model = zoo.fuse(["hf-hub:me/own", "hf-hub:org/b"], "mean", device="cpu")
+        folder = zoo.save(model, tmp_path / "mine", link_members=True)
+        with pytest.raises(HubError, match="me/own is private, so that only those who may read it "
+                                           "can load this model"):
+            zoo.push(folder, "me/fused", license="mit", private=False)
+        told = zoo.push(folder, "me/fused", license="mit", private=True)
+        assert told.closed == ()
+        assert told.commit
 
     @pytest.mark.parametrize("more", ["\n## Measured\n\nwell\n", "\nNot for medical use.\n"])
     def test_nothing_of_a_card_is_lost(

@@ -135,7 +135,8 @@ class HubError(ZooError, RuntimeError):
     """A model cannot be pushed to the Hub as it is; says what to do.
 
     reason, one word: `login`, `rights`, `taken`, `gated`, `missing`, `revision`, `changed`,
-    `offline`, `broken`, `busy`, `disk`, `licence`, `files`, `public`, `refused` or `other`.
+    `offline`, `broken`, `busy`, `disk`, `licence`, `files`, `members`, `public`,
+    `refused` or `other`.
     """
 
     def __init__(self, repository: str, reason: str, problem: str) -> None:

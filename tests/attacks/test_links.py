@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,11 @@ def test_what_is_far_larger_than_the_member_is_not_fetched(
             file.truncate(140_000_000)  # a hole: nothing is read before its size is known
 
     with_links(folder, {"members.0.net": seeded(hub, tmp_path / "evil", grow)})
-    with pytest.raises(WeightsError, match="its files of weights have 140,000,000 bytes, and "
-                                           "the model has room for no more than 13"):
-        zoo.load(folder, device="cpu")
-    assert hub.called("blob") == hub.called("resolve") == 0
+    hub.store.seed("me/fused", folder)
+    for way in (partial(zoo.load, folder, device="cpu"), partial(zoo.pull, "me/fused"),
+                partial(zoo.pull, "me/fused", tmp_path / "out")):
+        with pytest.raises(WeightsError, match="its files of weights have 140,000,000 bytes, and "
+                                               "the model has room for no more than 13"):
+            way()
+        assert not [each for each in hub.log if "org/evil/resolve" in each[2]]
+        assert not (tmp_path / "out").exists()

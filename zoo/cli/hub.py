@@ -32,6 +32,8 @@ def push(
     link_members: Annotated[bool, typer.Option(
         "--link-members", help="Leave weights of members that came from the Hub where they are.")]
     = False,
+    closed_members: Annotated[bool, typer.Option(
+        "--closed-members", help="Also where others cannot read some of these members.")] = False,
     json: Json = False,
 ) -> None:
     """Publish a saved model on the Hub in one commit. The login is that of `hf auth login`, or
@@ -41,7 +43,7 @@ def push(
     output.pushed(zoo.push(
         folder, repository, private=private, revision=revision, create_pr=create_pr,
         exist_ok=exist_ok, dry_run=dry_run, message=message, license=license_,
-        link_members=link_members), json)
+        link_members=link_members, closed_members=closed_members), json)
 
 
 def pull(

@@ -225,6 +225,8 @@ def pushed(done: Pushed, json: bool) -> None:
     if done.linked:
         say(f"not pushed: {done.left_out:,} bytes of members that stay in "
             + ", ".join(done.linked))
+    for sentence in done.closed:
+        warn(sentence)
     if done.pull_request:
         say(f"pull request: {done.pull_request}")
 

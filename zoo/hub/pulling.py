@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from zoo.atomic import atomic_folder
-from zoo.errors import DiskFull
+from zoo.errors import DiskFull, MissingPlugin, PluginError
 from zoo.hub.repository import repository_of
 from zoo.names import Address
 from zoo.store import read_config
 from zoo.store.contents import CONFIG, ORIGIN, is_published
 from zoo.store.fetching import hub_folder
-from zoo.store.folders import is_only_a_model
-from zoo.store.links import fetch_links, read_links
+from zoo.store.folders import is_only_a_model, want_loadable
+from zoo.store.links import read_links
+from zoo.store.rebuilding import rebuild_linked
 from zoo.tensors import open_tensors
 
 
@@ -26,13 +31,14 @@ def pull(repository: str, out: str | os.PathLike[str] | None = None) -> Path:
     appears as a whole and remembers repository and commit; by default the model stays in the
     Hub's cache, from which `zoo.load("hf-hub:…")` takes it too.
     Gives the folder. Raises WeightsError when it cannot be had or has changed, FormatError when
-    it is no model or `out` holds other things, DiskFull.
+    it is no model or `out` holds other things, DiskFull. Warns where a plugin is missing, without
+    which the members in other repositories are not fetched: how large they may be is not known.
     """
     name, revision = repository_of(repository)
     cached, origin = hub_folder(Address("hf-hub", name, revision))
     config = read_config(cached)
     open_tensors(cached)
-    fetch_links(f"{name}@{origin['revision']}", read_links(cached / CONFIG, config.get("zoo")))
+    _fetch_members(f"{name}@{origin['revision']}", cached / CONFIG, config)
     if out is None:
         return cached
     folder = Path(out).expanduser()
@@ -46,3 +52,18 @@ def pull(repository: str, out: str | os.PathLike[str] | None = None) -> Path:
             shutil.copyfile(file, fresh / file.name)
         (fresh / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
     return folder
+
+
+def _fetch_members(place: str, file: Path, config: dict[str, Any]) -> None:
+    """Bring the members that lie in other repositories, if the model that the config describes has
+    room for them."""
+    links = read_links(file, config.get("zoo"))
+    if not links:
+        return
+    try:
+        want_loadable(file, config["zoo"])
+        with torch.random.fork_rng(devices=[]):
+            rebuild_linked(file, config, links, place)
+    except (MissingPlugin, PluginError) as error:
+        warnings.warn(f"members of {place} lie in other repositories, and are fetched once it can "
+                      f"be loaded: {error}", stacklevel=3)

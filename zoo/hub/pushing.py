@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import HubError, OptionError
 from zoo.hub.folder import Upload, folder_of, links_in, uploads
+from zoo.hub.linked import closed
 from zoo.hub.repository import Standing, api_for, asked, repository_of, standing
 from zoo.model import Model
 from zoo.store.answers import ATTEMPTS, refusal, status_of, through_xet, url_of
@@ -37,7 +38,8 @@ class Pushed:
 
     url, commit: of the commit that has the model; None where a dry run found none.
     pull_request: its address, where one was opened. linked: the addresses of members that stay in
-    repositories of their own; left_out: bytes of theirs that did not have to go up.
+    repositories of their own; left_out: bytes of theirs that did not have to go up; closed: a
+    sentence for each such repository that not everybody can read, who reads the model.
     """
 
     repository: str
@@ -49,6 +51,7 @@ class Pushed:
     dry_run: bool = False
     linked: tuple[str, ...] = ()
     left_out: int = 0
+    closed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.url or f"{self.repository}@{self.revision}, not pushed yet"
@@ -75,6 +78,7 @@ def push(
     token: str | None = None,
     license: str | None = None,
     link_members: bool = False,
+    closed_members: bool = False,
 ) -> Pushed:
     """Publish a model as a Hub repository: weights, config, card and its pictures in one commit.
 
@@ -88,7 +92,8 @@ def push(
     up. message: of the commit. token: by default that of `hf auth login` or HF_TOKEN.
     license: of the model, where those of its members do not say it (see docs/hub.md).
     link_members: leave the weights of members that came from the Hub where they are, as `zoo.save`
-        does; a folder that is linked already is pushed so without it.
+        does; a folder that is linked already is pushed so without it. closed_members: push it also
+        where some of these repositories are private, gated or gone, and others cannot load it.
 
     Raises HubError with what to do, FormatError for a folder that is no model.
     """
@@ -115,8 +120,15 @@ def push(
             return replace(answer, commit=there.commit, url=_url(api, name, str(there.commit)))
         may_replace = exist_ok or create_pr or answer.revision.startswith("refs/pr/")
         _want_allowed(name, there, create_pr, may_replace)
+        sentences = closed(api, (link.address for link in links), name,
+                           private=there.private if there.exists else bool(private))
+        answer = replace(answer, closed=tuple(sentences))
         if dry_run:
             return answer
+        if sentences and not closed_members:
+            raise HubError(name, "members", f"{'; '.join(sentences)}. Carry its members instead "
+                           "(without link_members; of a folder, zoo.save(zoo.load(folder), out)), "
+                           "or say closed_members=True (--closed-members)")
         base = _prepare(api, name, there, private, revision)
         if not there.exists:  # somebody else may have been quicker
             _want_allowed(name, base, create_pr, may_replace)

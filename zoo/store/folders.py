@@ -160,7 +160,7 @@ def load_fetched(folder: Path, origin: Mapping[str, str]) -> Model:
     config = read_config(folder)
     described = config.get("zoo")
     if described is not None:
-        _check(folder / CONFIG, described)
+        want_loadable(folder / CONFIG, described)
     links = read_links(folder / CONFIG, described)
     if described is not None:
         _want_few_members(folder, described, len(links))
@@ -321,8 +321,9 @@ def _names(model: Model) -> Iterator[tuple[type[BackboneSpec] | type[FusionSpec]
             yield BackboneSpec, member.blueprint.backbone
 
 
-def _check(file: Path, described: Any) -> None:
-    """Whether this installation can load what the key `zoo` describes."""
+def want_loadable(file: Path, described: Any) -> None:
+    """Whether this installation can load what the key `zoo` describes. Raises FormatError,
+    MissingPlugin."""
     form = described.get("format") if isinstance(described, dict) else None
     if type(form) is not int or form < 1:
         raise FormatError(file, "is damaged: zoo.format is no version of the format")

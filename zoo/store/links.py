@@ -92,7 +92,7 @@ def read_links(file: Path, described: Any) -> dict[str, Link]:
 
 
 def fetch_links(
-    place: object, links: Mapping[str, Link], wanted: Mapping[str, Tensor] | None = None
+    place: object, links: Mapping[str, Link], wanted: Mapping[str, Tensor]
 ) -> dict[Address, list[Path]]:
     """The files of weights that are pointed to; each repository is fetched once, side by side.
 
@@ -102,11 +102,11 @@ def fetch_links(
     """
     first = {link.address: link for link in reversed(list(links.values()))}
     most: dict[Address, int] = {}
-    for path, link in links.items() if wanted is not None else ():
-        size = sum(tensor.nbytes for key, tensor in (wanted or {}).items()
+    for path, link in links.items():
+        size = sum(tensor.nbytes for key, tensor in wanted.items()
                    if key.startswith(f"{path}."))
         most[link.address] = max(most.get(link.address, 0), _BESIDE + 4 * size)
-    return side_by_side({address: partial(_fetch, place, link, most.get(address))
+    return side_by_side({address: partial(_fetch, place, link, most[address])
                          for address, link in first.items()})
 
 
@@ -217,7 +217,7 @@ def _link(file: Path, path: str, told: Any) -> Link:
 
 
 def _fetch(
-    place: object, link: Link, most: int | None, *, quiet: bool = False
+    place: object, link: Link, most: int, *, quiet: bool = False
 ) -> list[Path]:
     try:
         folder, _ = hub_folder(link.address, quiet=quiet, only=link.sha256, most=most)
