@@ -94,7 +94,8 @@ def test_a_choice_by_trials_comes_out_the_same(
 @pytest.mark.parametrize(("change", "said"), [
     (lambda auto: auto["ranking"][1].update(accuracy=0.999), "right of 60 images then and"),
     (lambda auto: auto["ranking"][1].update(nll=9.0), "had an NLL of 9 then and"),
-    (lambda auto: auto["ranking"][1].update(images=59), "was tried on 59 images then and on 60"),
+    (lambda auto: auto["ranking"][1].update(images=59), "was tried on 59 images in "),
+    (lambda auto: auto["ranking"][1].update(epochs=3), "was tried on 60 images in 3 epochs then"),
     (lambda auto: auto["ranking"][1].update(error="no room"), "failed then only: no room"),
     (lambda auto: auto.update(chosen="zoo/vote"), ""),
     (lambda auto: auto["ranking"].pop(1), ""),

@@ -169,6 +169,12 @@ class TestTeachersThatAreGiven:
                               "with the model",)
         assert done.unchecked
 
+    def test_another_device_is_said(self, taught: Path, folders: dict[str, Path]) -> None:
+        rewrite(taught, device="xpu")
+        done = zoo.reproduce(taught, sources={"1": folders["student"]})
+        assert done.notes[0] == ("it was made on xpu and is made again on cpu, which may round "
+                                 "differently")
+
     def test_a_start_that_is_not_the_same_is_said(
         self, taught: Path, folders: dict[str, Path], digits: ImageData
     ) -> None:

@@ -87,6 +87,7 @@ def auto(
     images = given.with_classes(classes)
     assert images.labels is not None
     order, fold = deal(images.labels, folds, seed)
+    asked_base = base
     base = known_base(models) if base is None else base
     specs, left_out = legal(models, able, base, asked, chosen=strategies is not None)
     start = time.perf_counter()
@@ -124,7 +125,7 @@ def auto(
     decision, model = trying.settle(errors, epochs)
     reason = in_words(decision, len(trying.finished), errors, penalised=penalty > 0)
     say(f"auto: {reason}")
-    made_of = _made_of(models, base, model)
+    made_of = _made_of(models, asked_base, model)
     model.recipe["auto"] = {
         "chosen": decision.chosen.name, "reason": reason, "ranking": trying.ranking(decision),
         "best_single": decision.single.name, "nested_gain": decision.nested,
@@ -139,8 +140,8 @@ def auto(
 
 
 def _made_of(models: Sequence[Model], base: Model | None, model: Model) -> dict[str, Any]:
-    """The members and the base, for a choice that is to be made again; what the recipe of the
-    chosen model has already is left out."""
+    """The members and the base that was given, for a choice that is to be made again; what the
+    recipe of the chosen model has already is left out."""
     def known(told: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in told.items() if key != "model"}
 
@@ -150,7 +151,7 @@ def _made_of(models: Sequence[Model], base: Model | None, model: Model) -> dict[
         told["sources"] = sources
     if base is not None:
         source = base.told(apart=True)
-        if known(source) != model.recipe.get("base"):
+        if "sources" in told or known(source) != model.recipe.get("base"):
             told["base"] = source
     return told
 
@@ -201,9 +202,9 @@ class _Trying:
             return None
         right = int(answered.correct.sum())
         row |= {"options": dict(candidate.options), "images": rung.images,
-                "accuracy": answered.accuracy, "interval": list(wilson(right, rung.images)),
-                "nll": answered.nll, "score": answered.score,
-                "parameters": candidate.parameters()}
+                "epochs": rung.epochs, "accuracy": answered.accuracy,
+                "interval": list(wilson(right, rung.images)), "nll": answered.nll,
+                "score": answered.score, "parameters": candidate.parameters()}
         if self.penalty and self.penalty_on == "latency":
             row["latency"] = self._latency.of(candidate.runs())
         row["seconds"] += time.perf_counter() - start

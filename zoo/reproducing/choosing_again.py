@@ -59,7 +59,7 @@ def choose_again(
     rows = [{row["name"]: row for row in each["ranking"]} for each in (auto, now)]
     uncertain = tuple(_uncertain(auto, now))
     both = [(rows[0][name], rows[1][name]) for name in rows[0] if name in rows[1]]
-    same = [pair for pair in both if pair[0].get("images") == pair[1].get("images")]
+    same = [pair for pair in both if _work(pair[0]) == _work(pair[1])]
     differing = [problem for pair in (same if uncertain else both)
                  if (problem := _differs(*pair, tolerance))]
     return Choice(
@@ -92,14 +92,19 @@ def _differs(then: Mapping[str, Any], now: Mapping[str, Any], tolerance: float) 
             return ""
         failed, when = (then, "then") if then["error"] is not None else (now, "now")
         return f"{name} failed {when} only: {failed['error']}"
-    if then["images"] != now["images"]:
-        return (f"{name} was tried on {then['images']:,} images then and on {now['images']:,} now")
+    if _work(then) != _work(now):
+        return f"{name} was tried on {_work(then)} then and on {_work(now)} now"
     if abs(then["accuracy"] - now["accuracy"]) > tolerance:
         return (f"{name} had {then['accuracy']:.2%} right of {then['images']:,} images then and "
                 f"{now['accuracy']:.2%} now")
     if abs(then["nll"] - now["nll"]) > tolerance * abs(then["nll"]):
         return f"{name} had an NLL of {then['nll']:.6g} then and {now['nll']:.6g} now"
     return ""
+
+
+def _work(row: Mapping[str, Any]) -> str:
+    """How much a candidate was tried with."""
+    return f"{row.get('images', 0):,} images in {row.get('epochs', 0)} epochs"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ class Difference:
 @dataclass(frozen=True)
 class Choice:
     """A choice of `auto`, made again. then, now: what was chosen. compared: how many candidates
-    were tried on as many images both times. differing: in words, those that came out otherwise.
+    were tried on as much both times. differing: in words, those that came out otherwise.
     alone: those that were tried once only. uncertain: in words, why another choice would say
     nothing against the model; then only candidates that were tried alike are compared."""
 

@@ -137,7 +137,7 @@ class _Rerun:
         if why:
             self._notes.append(why)
         else:
-            train(model, transfers, teachers, self._images, self._notes)
+            train(model.to(self._device), transfers, teachers, self._images, self._notes)
         model.cpu()
         kept, now = network(saved).state_dict(), network(model).state_dict()
         looked = bool(transfers) or any(made.get(key) for key in ("looked_at", "search",
@@ -157,7 +157,8 @@ class _Rerun:
             tuple(sorted(unchecked & kept.keys())), _versions(made), tuple(self._notes), chosen)
 
     def _where(self, device: str | torch.device | None) -> torch.device:
-        recorded = str(self._made.get("device") or "cpu")
+        told = [self._made, *(self._made.get("transfers") or ())]
+        recorded = next((str(each["device"]) for each in told if each.get("device")), "cpu")
         if device is not None:
             where = resolve_device(device)
         else:

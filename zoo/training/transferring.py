@@ -353,6 +353,8 @@ def _remember(
             **data.told(), "started_from": started_from, **others}
     if activation:
         told["activation"] = activation
+    if result.model.device.type != "cpu":
+        told["device"] = result.model.device.type
     if teachers:
         told["teachers"] = [_taught_by(teacher) for teacher in teachers]
     result.model.recipe.setdefault("transfers", []).append(told)
