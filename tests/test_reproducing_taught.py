@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub import Hub
 
 import zoo
@@ -28,7 +29,8 @@ def others() -> ImageData:
 
 
 def net(seed: int, digits: ImageData) -> zoo.Model:
-    return zoo.backbone("mnist_cnn", classes=digits.classes, seed=seed, device="cpu")
+    torch.manual_seed(seed)  # a seed of its own would say how to make it again
+    return zoo.backbone("mnist_cnn", classes=digits.classes, device="cpu")
 
 
 @pytest.fixture
@@ -183,6 +185,44 @@ class TestTeachersThatAreGiven:
         done = zoo.reproduce(taught, sources=given, data=digits)
         assert not done.reproduced
         assert "its training begins with other weights than then" in done.notes[0]
+
+    def test_what_was_trained_before_it_was_published_is_not_trained_again(
+        self, hub: Hub, taught: Path, folders: dict[str, Path], digits: ImageData, tmp_path: Path
+    ) -> None:
+        hub.store.seed("org/taught", taught)
+        model = zoo.load("hf-hub:org/taught", device="cpu")
+        zoo.transfer(model, digits, "distill", epochs=1,
+                     teachers=[zoo.load(folders["two"], device="cpu")])
+        out = zoo.save(model, tmp_path / "more")
+        done = zoo.reproduce(out, data=digits, sources={"teacher4": folders["two"]})
+        assert done.reproduced, done
+        assert not done.notes
+
+
+class TestFromRandomWeights:
+    def test_a_student_is_made_again_from_its_seed(
+        self, folders: dict[str, Path], digits: ImageData, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SystemExit) as end:
+            main(["transfer", "mnist_cnn", "--no-pretrained", "--seed", "5", "--data", "digits",
+                  "--with", "distill", "--teacher", str(folders["one"]), "--epochs", "1",
+                  "--device", "cpu", "-o", str(tmp_path / "student")])
+        assert not end.value.code
+        with pytest.raises(SystemExit) as end:
+            main(["reproduce", str(tmp_path / "student"), "--data", "digits",
+                  f"--source=teacher1={folders['one']}"])
+        assert not end.value.code
+
+    def test_members_that_were_never_trained(self, digits: ImageData, tmp_path: Path) -> None:
+        models = [zoo.backbone("mnist_cnn", classes=digits.classes, seed=seed, device="cpu")
+                  for seed in (1, 2)]
+        out = zoo.save(zoo.fuse(models, "average", weight=[0.3, 0.7]), tmp_path / "fused")
+        done = zoo.reproduce(out)
+        assert done.reproduced, done
+        assert done.tolerance == 0.0
+        zoo.transfer(models[0], digits, "linear_probe", epochs=1)
+        out = zoo.save(zoo.fuse(models, "average"), tmp_path / "trained")
+        assert "its source 1 (zoo/mnist_cnn) was trained by zoo/linear_probe" in refused(out)
 
 
 class TestImages:

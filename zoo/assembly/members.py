@@ -64,6 +64,8 @@ def backbone(
         if isinstance(reference, Name):
             model = _registered(str(name), num_classes if names is None else len(names), classes,
                                 pretrained, in_chans, image_size, activation, options)
+            if not pretrained and seed is not None:
+                model.recipe["fresh"] = {"seed": seed, "classes": list(model.classes)}
         else:
             model = load_model(reference, device="cpu")
             _want_none(name, in_chans=None if in_chans == 3 else in_chans, **options)

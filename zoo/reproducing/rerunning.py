@@ -31,10 +31,18 @@ from zoo.reproducing.choosing_again import (
     why_not_chosen,
 )
 from zoo.reproducing.comparing import Difference, Reproduction, compared
-from zoo.reproducing.retraining import Images, compare_data, teachers_of, train, why_not_trained
+from zoo.reproducing.retraining import (
+    Images,
+    compare_data,
+    teachers_of,
+    train,
+    trained_before,
+    why_not_trained,
+)
 from zoo.reproducing.sources import Given, found, place_of
 from zoo.specs import FusionSpec
 from zoo.store import load, network
+from zoo.store.timm_layout import want_sane
 from zoo.tensors import open_tensors, sha256_file
 from zoo.tensors.header import parse_object
 
@@ -129,15 +137,17 @@ class _Rerun:
             model, unchecked = self._fused(made, saved.describe())
         else:
             built = next(saved.each_member()).blueprint
-            model = found(self._reference, made["sources"][0], "1", self._given, built, _no_recipe)
+            told = {**made["sources"][0], "recipe": {"fresh": made.get("fresh")}}
+            model = found(self._reference, told, "1", self._given, built, _no_recipe)
         self._images.want_used(self._reference, transfers)
-        why = why_not_trained(transfers, self._images)
-        teachers = [] if why else teachers_of(transfers, self._apart)
+        done = trained_before(model, transfers, self._notes)
+        why = why_not_trained(transfers[done:], self._images)
+        teachers = [] if why else teachers_of(transfers, done, self._apart)
         self._given.want_used()
         if why:
             self._notes.append(why)
         else:
-            train(model.to(self._device), transfers, teachers, self._images, self._notes)
+            train(model.to(self._device), transfers[done:], teachers, self._images, self._notes)
         model.cpu()
         kept, now = network(saved).state_dict(), network(model).state_dict()
         looked = bool(transfers) or any(made.get(key) for key in ("looked_at", "search",
@@ -284,7 +294,13 @@ class _Rerun:
 
 
 def _blueprint(member: Mapping[str, Any]) -> Blueprint | None:
-    return Blueprint(**member["build"]) if "build" in member else None
+    """How a member is built. Raises FormatError for sizes that no network has."""
+    if "build" not in member:
+        return None
+    told = member["build"]
+    want_sane(Path("config.json"), {"img_size": told.get("image_size"), **told,
+                                    **(told.get("options") or {})})
+    return Blueprint(**told)
 
 
 def _reestimated(like: Mapping[str, Any]) -> bool:

@@ -51,18 +51,35 @@ def why_not_trained(transfers: Sequence[Mapping[str, Any]], images: Images) -> s
 
 
 def teachers_of(
-    transfers: Sequence[Mapping[str, Any]], found: Callable[[Mapping[str, Any], str], Model]
+    transfers: Sequence[Mapping[str, Any]], done: int,
+    found: Callable[[Mapping[str, Any], str], Model],
 ) -> list[list[Model]]:
-    """The teachers of each transfer. found: gives one, from what is told of it and its label,
-    which counts on from one transfer to the next: `teacher1`, `teacher2`, …"""
+    """The teachers of each transfer but those that are done. found: gives one, from what is told of
+    it and its label, which counts on from one transfer to the next: `teacher1`, `teacher2`, …"""
     teachers: list[list[Model]] = []
     count = 0
-    for each in transfers:
+    for number, each in enumerate(transfers):
         told = each.get("teachers") or ()
-        teachers.append([found(teacher, f"teacher{count + number}")
-                         for number, teacher in enumerate(told, 1)])
+        if number >= done:
+            teachers.append([found(teacher, f"teacher{count + place}")
+                             for place, teacher in enumerate(told, 1)])
         count += len(told)
     return teachers
+
+
+def trained_before(
+    model: Model, transfers: Sequence[Mapping[str, Any]], notes: list[str]
+) -> int:
+    """How many of the transfers this model has behind it: a source from the Hub may have been
+    trained before it was published. notes: gets that it is none of those that they began with."""
+    if not transfers:
+        return 0
+    own = digest(model.state_dict())
+    began = [each.get("started_from") for each in transfers]
+    if own not in began and began[0]:
+        notes.append("its training begins with other weights than then; give the model as it was, "
+                     "if you have it: --source 1=PATH")
+    return began.index(own) if own in began else 0
 
 
 def train(
@@ -70,10 +87,6 @@ def train(
     images: Images, notes: list[str],
 ) -> None:
     """Train a model as it was trained, in place. notes: gets what may explain a difference."""
-    began = transfers[0].get("started_from") if transfers else None
-    if began and digest(model.state_dict()) != began:
-        notes.append("its training begins with other weights than then; if they are not published "
-                     "(a fresh network, say), give the model as it was: --source 1=PATH")
     for each, own in zip(transfers, teachers, strict=True):
         spec = find(str(each["method"]), TransferSpec)
         transfer(model, images.data, spec.name,

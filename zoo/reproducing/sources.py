@@ -151,8 +151,12 @@ def _ways(
             yield lambda: backbone(str(address), image_size=built.image_size,
                                    activation=built.activation, device="cpu")
     recipe = told.get("recipe")
-    if isinstance(recipe, Mapping) and recipe.get("strategy") and not recipe.get("transfers"):
+    if not isinstance(recipe, Mapping) or recipe.get("transfers"):
+        recipe = {}
+    if recipe.get("strategy"):
         yield lambda: remade(recipe)
+    elif name and recipe.get("fresh"):
+        yield lambda: _fresh(name, recipe["fresh"], built)
     elif name and (told.get("url") or told.get("package")):
         yield lambda: _by_name(name, told, built)
 
@@ -166,11 +170,20 @@ def _registered(told: Mapping[str, Any]) -> str | None:
     return str(name) if isinstance(name, Name) else None
 
 
+def _fresh(name: str, told: Mapping[str, Any], built: Blueprint | None) -> Model:
+    """The random network that it was before it was trained."""
+    return backbone(name, classes=told["classes"], seed=int(told["seed"]), device="cpu",
+                    **_options(built))
+
+
+def _options(built: Blueprint | None) -> dict[str, Any]:
+    return {"in_chans": built.in_chans, "image_size": built.image_size,
+            "activation": built.activation, **built.options} if built else {}
+
+
 def _by_name(name: str, told: Mapping[str, Any], built: Blueprint | None) -> Model:
-    options = {"in_chans": built.in_chans, "image_size": built.image_size,
-               "activation": built.activation, **built.options} if built else {}
     try:
-        model = backbone(name, pretrained=True, device="cpu", **options)
+        model = backbone(name, pretrained=True, device="cpu", **_options(built))
     except UnknownName as error:
         raise ZooError(str(error)) from None
     now = next(model.each_member()).source.get("sha256")
