@@ -163,9 +163,9 @@ def test_a_member_that_was_better_alone(
     assert done.reproduced, done
     assert done.tolerance == 0.0
     assert "auto chose its member 1 as it was" in done.notes[0]
-    with pytest.raises(ProvenanceError, match=r"its member 2 .* if you have it, say where: "
-                                              r"--source member2=PATH"):
-        zoo.reproduce(out, sources={"member1": folders[0]}, data=data, choice=True)
+    with pytest.raises(ProvenanceError, match=r"its member 1 .* was trained by zoo/finetune before "
+                                              r"it was fused.* --source member1=PATH"):
+        zoo.reproduce(out, sources={"member2": folders[2]}, data=data, choice=True)
 
 
 def test_what_cannot_be_chosen_again(
