@@ -71,15 +71,20 @@ def trained_before(
     model: Model, transfers: Sequence[Mapping[str, Any]], notes: list[str]
 ) -> int:
     """How many of the transfers this model has behind it: a source from the Hub may have been
-    trained before it was published. notes: gets that it is none of those that they began with."""
+    trained before it was published. notes: gets that some are done, or that none of them began with
+    these weights."""
     if not transfers:
         return 0
     own = digest(model.state_dict())
     began = [each.get("started_from") for each in transfers]
-    if own not in began and began[0]:
-        notes.append("its training begins with other weights than then; give the model as it was, "
-                     "if you have it: --source 1=PATH")
-    return began.index(own) if own in began else 0
+    done = began.index(own) if own in began else 0
+    if done:
+        notes.append(f"{done} of its {len(began)} trainings were before its source was published, "
+                     "and are not done again")
+    elif began[0] not in (None, own):
+        hint = "" if model.fusion else "; if you have the model as it was: --source 1=PATH"
+        notes.append(f"its training begins with other weights than then{hint}")
+    return done
 
 
 def train(
