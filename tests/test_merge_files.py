@@ -214,6 +214,20 @@ def test_what_does_not_belong_together_is_refused(files: list[str], tmp_path: Pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize("strategy", ["average", "tsv_m"])
+def test_values_that_are_not_finite_are_refused(
+    files: list[str], tmp_path: Path, strategy: str
+) -> None:
+    broken = load_file(files[2])
+    broken["layers.0.w"].view(-1)[1] = float("nan")
+    save_file(broken, tmp_path / "broken.safetensors")
+    out = tmp_path / "out.safetensors"
+    base = {} if strategy == "average" else {"base": files[0]}
+    with pytest.raises(FusionError, match=r"'layers.0.w' of member 2 has values that are not fin"):
+        zoo.merge([files[1], tmp_path / "broken.safetensors"], strategy, out=out, **base)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ({"strategy": "concat"}, FusionError, "it fuses features, and files hold weights. Use"),
     ({"strategy": "ties"}, FusionError, "starts from a base model, and none is given"),

@@ -15,7 +15,13 @@ from torch import Tensor
 import zoo
 from zoo.device import resolve_dtype
 from zoo.errors import FusionError, OptionError
-from zoo.fusion.merging import mixture, pooled, sort_tensors
+from zoo.fusion.merging import (
+    mixture,
+    pooled,
+    sort_tensors,
+    want_finite,
+    want_finite_result,
+)
 from zoo.fusion.rounding import rounded
 from zoo.fusion.stream import Merge, flat_part, run
 from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
@@ -63,7 +69,8 @@ def merge(
     for each core. options: the strategy's own.
 
     Gives the folder or file. Raises FusionError or ShapeMismatch for inputs that do not belong
-    together, FormatError for damaged ones, DiskFull before any work.
+    together or have values that are not finite, FormatError for damaged ones, DiskFull before any
+    work.
     """
     spec = find(strategy, FusionSpec)
     values = checked(spec, options)
@@ -104,12 +111,18 @@ def merge(
             max_shard_bytes=max_shard_bytes) as put:
 
         def write(key: str, begin: int, part: Tensor) -> None:
-            put(key, begin, rounded(part, like[key].dtype, rounding, (seed, key), begin))
+            part = rounded(part, like[key].dtype, rounding, (seed, key), begin)
+            want_finite_result(spec.name, key, part, states, start)
+            put(key, begin, part)
 
         size = sum(tensor.nbytes for tensor in like.values())
         each = size / max(sum(tensor.numel() for tensor in like.values()), 1)
         with task("merge", size, "bytes") as advance:
-            extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
+            try:
+                extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
+            except RuntimeError:  # of a decomposition
+                want_finite(spec.name, states, start, parts.fused)
+                raise
             for key in parts.norms:
                 value = extra.get(key)
                 write(key, 0, (pooled(states, key, mixture(weights[key])) if value is None
