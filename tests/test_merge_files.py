@@ -230,6 +230,8 @@ def test_values_that_are_not_finite_are_refused(
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ({"strategy": "concat"}, FusionError, "it fuses features, and files hold weights. Use"),
+    ({"strategy": "greedy_soup"}, FusionError,
+     "it needs the accuracy on held-out images, and files hold weights alone. Use zoo.fuse"),
     ({"strategy": "ties"}, FusionError, "starts from a base model, and none is given"),
     ({"base": "BASE"}, OptionError, "it does not use a base; leave base= out"),
     ({"rounding": "up"}, OptionError, "rounding is 'up', expected 'nearest' or 'stochastic'"),

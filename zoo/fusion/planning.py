@@ -10,8 +10,11 @@ from zoo.specs import FusionSpec
 
 ANY_ARCHITECTURE = ("'concat' and 'gated' (features) or 'mean' and 'weighted' (outputs) fuse "
                     "members of any architecture")
-ANY_CLASSES = ("'concat' and 'gated' (features) learn a new classifier for members of any classes, "
-               "'mean' and 'stacking' (outputs) join them by label name")
+_NEEDS = {"module": "the network", "graph": "the network's structure", "data": "images",
+          "labels": "their labels", "score": "the accuracy on held-out images"}
+ANY_CLASSES = ("'concat' and 'gated' (features) learn a new classifier for members of any "
+               "classes; 'mean' and 'stacking' (outputs), and of weights 'average', 'ties' and "
+               "what else needs tensors alone, join them by label name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,11 @@ def check(
                       [member.classes for member in members])
     if spec.kind == "weights":
         _check_tensors(spec.name, members)
+
+
+def needs_beside_tensors(spec: FusionSpec) -> str:
+    """What a strategy uses beside its members' tensors and a base, in words; "" for nothing."""
+    return ", ".join(told for need, told in _NEEDS.items() if need in spec.uses)
 
 
 def check_count(spec: FusionSpec, given: int) -> None:

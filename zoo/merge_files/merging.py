@@ -22,6 +22,7 @@ from zoo.fusion.merging import (
     want_finite,
     want_finite_result,
 )
+from zoo.fusion.planning import needs_beside_tensors
 from zoo.fusion.rounding import rounded
 from zoo.fusion.stream import Merge, flat_part, run
 from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
@@ -144,9 +145,9 @@ def _check(
     if spec.kind != "weights":
         raise FusionError(spec.name, f"it fuses {spec.kind}, and files hold weights",
                           "Use zoo.fuse (`zoo fuse`)")
-    more = sorted(spec.uses - {"base"})
+    more = needs_beside_tensors(spec)
     if more:
-        raise FusionError(spec.name, f"it needs {', '.join(more)}, and files of weights have none",
+        raise FusionError(spec.name, f"it needs {more}, and files hold weights alone",
                           "Use zoo.fuse (`zoo fuse`), which builds the networks")
     if base is not None and "base" not in spec.uses | spec.can_use:
         raise OptionError(spec.name, "it does not use a base; leave base= out")
