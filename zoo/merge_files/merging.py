@@ -142,6 +142,11 @@ def _check(
     if isinstance(inputs, (str, os.PathLike)) or not isinstance(inputs, Sequence):
         raise FusionError(spec.name, f"the inputs are {inputs!r}, expected a list of files, "
                           "folders or addresses")
+    for name, each in [*((f"member {number}", each) for number, each in enumerate(inputs, 1)),
+                       *([("the base", base)] if base is not None else [])]:
+        if not isinstance(each, (str, os.PathLike)):
+            raise FusionError(spec.name, f"{name} is a {type(each).__name__}, expected a file, a "
+                              "folder or an address", "zoo.fuse takes models")
     if spec.kind != "weights":
         raise FusionError(spec.name, f"it fuses {spec.kind}, and files hold weights",
                           "Use zoo.fuse (`zoo fuse`)")
@@ -154,8 +159,8 @@ def _check(
     if rounding not in get_args(Rounding):
         raise OptionError("merge", f"rounding is {rounding!r}, expected "
                           + " or ".join(map(repr, get_args(Rounding))))
-    if threads is not None and threads < 1:
-        raise OptionError("merge", f"threads is {threads}, expected 1 or more")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise OptionError("merge", f"threads is {threads!r}, expected 1 or more")
     if max_shard_bytes is not None and out.suffix == ".safetensors":
         raise OptionError("merge", f"one file is asked for, {out.name}, and shards are several; "
                           "name a folder")
