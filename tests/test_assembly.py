@@ -505,6 +505,9 @@ def test_members_of_other_image_sizes_are_fused_at_the_first_ones() -> None:
     with pytest.warns(UserWarning, match="the base looks at 64 × 64 pixels"):
         zoo.fuse([first, first], "ties", base=other)
     assert zoo.plan([first, other]).verdict("average").outlook != "not possible"
+    halves = [copy.deepcopy(model).to(dtype=torch.bfloat16) for model in (first, other)]
+    with pytest.warns(UserWarning, match="member 2 looks at"):
+        assert zoo.fuse(halves, "average").image_size == 32
 
 
 @pytest.mark.parametrize("seed", ["1", 1.5, 2**64])

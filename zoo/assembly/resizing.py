@@ -84,6 +84,7 @@ def resize(model: Model, side: int, owner: str) -> None:
 def _try(member: Member) -> None:
     training = member.training
     member.eval()
-    blank = torch.zeros(1, member.in_chans, member.size, member.size)
+    where = next(member.net.parameters()).device
+    blank = torch.zeros(1, member.in_chans, member.size, member.size, device=where)
     pooled_features(member.net, member.prepare(blank))
     member.train(training)
