@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -24,6 +25,7 @@ from zoo.errors import (
     WeightsError,
 )
 from zoo.model import Model
+from zoo.tensors.digest import digest
 
 LETTERS = ("a", "b", "c", "d")
 SIDES = {"test_resnet": 32, "test_vit": 32, "mnist_cnn": None, "test_convnext": 32}
@@ -484,3 +486,31 @@ def test_a_size_that_a_saved_network_cannot_take_is_refused(tmp_path: Path) -> N
     zoo.save(both, tmp_path / "both")
     with pytest.raises(OptionError, match="it has several members; leave it out"):
         zoo.backbone(tmp_path / "both", image_size=64)
+
+
+def test_members_of_other_image_sizes_are_fused_at_the_first_ones() -> None:
+    first, other = (zoo.backbone("timm/test_vit", num_classes=3, image_size=size, seed=seed,
+                                 device="cpu") for seed, size in ((1, 32), (2, 64)))
+    before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+    with pytest.warns(UserWarning, match="member 2 looks at 64 × 64 pixels; its position "
+                                         "embeddings were resampled to the first member's 32 × 32"):
+        fused = zoo.fuse([first, other], "average", weight=[0, 1])
+    assert fused.image_size == 32
+    key = "members.0.net.pos_embed"
+    expected = resample_abs_pos_embed(before[key], [2, 2], num_prefix_tokens=1)
+    assert torch.allclose(fused.state_dict()[key], expected, atol=1e-6)
+    assert all(torch.equal(before[key], tensor) for key, tensor in other.state_dict().items())
+    assert fused.recipe["sources"][1]["state_sha256"] == digest(
+        next(other.each_member()).net.state_dict())
+    with pytest.warns(UserWarning, match="the base looks at 64 × 64 pixels"):
+        zoo.fuse([first, first], "ties", base=other)
+    assert zoo.plan([first, other]).verdict("average").outlook != "not possible"
+    halves = [copy.deepcopy(model).to(dtype=torch.bfloat16) for model in (first, other)]
+    with pytest.warns(UserWarning, match="member 2 looks at"):
+        assert zoo.fuse(halves, "average").image_size == 32
+
+
+@pytest.mark.parametrize("seed", ["1", 1.5, 2**64])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(OptionError, match="is no seed, expected a whole number below"):
+        zoo.backbone("zoo/mnist_cnn", num_classes=3, seed=seed, device="cpu")

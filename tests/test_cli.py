@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 import zoo
 from zoo import discovery
@@ -429,6 +430,13 @@ def test_defaults_are_those_of_the_function(command: Callable[..., Any], functio
 def test_values_are_read_as_in_a_recipe(text: str, expected: object) -> None:
     assert value(text) == expected
     assert type(value(text)) is type(expected)
+
+
+@pytest.mark.parametrize("text", ["{layer4.*: 0.5, *: 1}", "[1, 2}]"])
+def test_a_list_or_mapping_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"is no list or mapping in YAML; a pattern that "
+                                                 r"begins with '\*' needs quotes"):
+        value(text)
 
 
 def test_words_are_told_from_options() -> None:

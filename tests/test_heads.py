@@ -44,7 +44,8 @@ def test_other_labels_are_refused_by_name() -> None:
     assert str(error.value) == (
         "ties cannot fuse these members: their labels differ: only member 1 knows 'c'; only "
         "member 2 knows 'd'. 'concat' and 'gated' (features) learn a new classifier for members "
-        "of any classes, 'mean' and 'stacking' (outputs) join them by label name")
+        "of any classes; 'mean' and 'stacking' (outputs), and of weights 'average', 'ties' and "
+        "what else needs tensors alone, join them by label name")
     many = tuple(map(str, range(9)))
     with pytest.raises(FusionError, match=r"only member 1 knows '0', '1', '2' and 6 more\. "):
         align_heads([state([1.0] * 9), state([])], [many, ()], KEYS, strategy="ties")

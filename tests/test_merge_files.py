@@ -214,14 +214,33 @@ def test_what_does_not_belong_together_is_refused(files: list[str], tmp_path: Pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize("strategy", ["average", "tsv_m"])
+def test_values_that_are_not_finite_are_refused(
+    files: list[str], tmp_path: Path, strategy: str
+) -> None:
+    broken = load_file(files[2])
+    broken["layers.0.w"].view(-1)[1] = float("nan")
+    save_file(broken, tmp_path / "broken.safetensors")
+    out = tmp_path / "out.safetensors"
+    base = {} if strategy == "average" else {"base": files[0]}
+    with pytest.raises(FusionError, match=r"'layers.0.w' of member 2 has values that are not fin"):
+        zoo.merge([files[1], tmp_path / "broken.safetensors"], strategy, out=out, **base)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ({"strategy": "concat"}, FusionError, "it fuses features, and files hold weights. Use"),
+    ({"strategy": "greedy_soup"}, FusionError,
+     "it needs the accuracy on held-out images, and files hold weights alone. Use zoo.fuse"),
     ({"strategy": "ties"}, FusionError, "starts from a base model, and none is given"),
     ({"base": "BASE"}, OptionError, "it does not use a base; leave base= out"),
     ({"rounding": "up"}, OptionError, "rounding is 'up', expected 'nearest' or 'stochastic'"),
     ({"threads": 0}, OptionError, "threads is 0, expected 1 or more"),
     ({"max_shard_bytes": 10}, OptionError, "one file is asked for, o.safetensors, and shards"),
     ({"inputs": "a"}, FusionError, "the inputs are 'a', expected a list"),
+    ({"inputs": ["a", None]}, FusionError,
+     "member 2 is a NoneType, expected a file, a folder or an address. zoo.fuse takes models"),
+    ({"threads": "2"}, OptionError, "threads is '2', expected 1 or more"),
     ({"inputs": ["gone", "too"]}, FormatError, "gone: there is no such file or folder"),
     ({"inputs": ["folder:x", "y"]}, BadName, "a model's address is"),
     ({"density": 0.2}, OptionError, "no option is called 'density'"),

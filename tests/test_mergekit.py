@@ -123,6 +123,8 @@ def test_what_mergekit_ignores_is_told() -> None:
     with pytest.warns(UserWarning, match="sce does not use it"):
         found = read(merge_method="sce", base_model="base", models=two({"weight": 2}))
     assert "weight" not in found
+    with pytest.warns(UserWarning, match=r"models\[1\].weight is ignored, .* its 'parameters'"):
+        read(merge_method="linear", models=[{"model": "a"}, {"model": "b", "weight": 2}])
 
 
 def test_every_method_is_one_of_ours() -> None:

@@ -145,6 +145,24 @@ def test_differing_members_are_refused_before_any_work() -> None:
     with pytest.raises(ShapeMismatch, match=r"'a' is torch.float32 in member 1 and "
                        r"torch.float16 in member 2. Convert them to one dtype"):
         merge("average", [one, {**one, "a": torch.ones(2).half()}])
+    with pytest.raises(ShapeMismatch, match=r"so do 'b', 'c' differ. Convert"):
+        merge("average", [one, {key: tensor.half() for key, tensor in one.items()}])
+
+
+def test_values_that_are_not_finite_are_refused_by_name() -> None:
+    one, broken = {"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.ones(2), "b": torch.ones(2)}
+    broken["b"][1] = math.nan
+    for name in ("average", "ties", "tsv_m"):
+        with pytest.raises(FusionError, match=r"tensor 'b' of member 2 has values that are not "
+                                              r"finite \(NaN or infinity\). Leave member 2 out"):
+            merge(name, [one, broken], one)
+    with pytest.raises(FusionError, match="tensor 'b' of the base has"):
+        merge("ties", [one, one], broken)
+    large = {"a": torch.full((2,), 4e4, dtype=torch.float16)}
+    assert merge("average", [large, large])["a"].tolist() == [4e4, 4e4]
+    with pytest.raises(FusionError, match=r"the result, tensor 'a' has values beyond the range of "
+                                          "torch.float16"):
+        merge("average", [large, large], options={"normalise": False})
 
 
 def test_a_base_must_fit() -> None:

@@ -106,8 +106,9 @@ def test_other_labels() -> None:
           has_data=False)
     assert refusal("fisher", member(), member("b", classes=("cat", "cow"))) == (
         "their labels differ: only a knows 'dog'; only b knows 'cow'. 'concat' and 'gated' "
-        "(features) learn a new classifier for members of any classes, 'mean' and 'stacking' "
-        "(outputs) join them by label name")
+        "(features) learn a new classifier for members of any classes; 'mean' and 'stacking' "
+        "(outputs), and of weights 'average', 'ties' and what else needs tensors alone, join them "
+        "by label name")
 
 
 def test_a_fusion_of_weights_that_learns_wants_data() -> None:

@@ -13,6 +13,7 @@ import torch
 import zoo
 from zoo.assembly.plans import OUTLOOKS
 from zoo.cli import main
+from zoo.errors import FusionError
 from zoo.model import Model
 
 
@@ -71,6 +72,34 @@ def test_what_is_not_possible_says_what_would_be() -> None:
     same = zoo.plan([net(1), net(2)])
     assert "none is given" in same.verdict("ties").why
     assert "Pass base=" in same.verdict("ties").instead
+
+
+def test_what_fuse_refuses_is_not_called_possible() -> None:
+    base = net()
+    half = copy.deepcopy(base).to(dtype=torch.bfloat16)
+    verdict = zoo.plan([base, half]).verdict("average")
+    assert verdict.outlook == "not possible"
+    assert "is torch.float32 in" in verdict.why
+    assert verdict.instead == "Convert them to one dtype."
+    broken = moved(base, 0.05, 1)
+    with torch.no_grad():
+        next(broken.parameters()).view(-1)[0] = float("nan")
+    plan = zoo.plan([base, broken], base=base)
+    assert plan.verdict("ties").outlook == "not possible"
+    assert "of member 2 has values that are not finite" in plan.verdict("ties").why
+    assert plan.verdict("concat").outlook == "likely good"
+    json.dumps(plan.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("members", "message"), [
+    ([], "there are none. Give it one model or more"),
+    ("a", "the members are 'a', expected a list"),
+    (net, "the members are a function, expected a list"),
+    ([None], "member 1 is a NoneType, expected a zoo.Model"),
+])
+def test_what_is_no_list_of_members_is_refused(members: Any, message: str) -> None:
+    with pytest.raises(FusionError, match=message):
+        zoo.plan(members)
 
 
 def test_every_strategy_has_one_verdict_and_the_best_come_first() -> None:

@@ -106,7 +106,12 @@ def build_fuser(
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Random numbers of its own for the CPU, from this seed; None leaves torch's as they are."""
+    """Random numbers of its own for the CPU, from this seed; None leaves torch's as they are.
+
+    Raises OptionError for what is no whole number of 64 bits.
+    """
+    if seed is not None and (not isinstance(seed, int) or not -2**63 <= seed < 2**64):
+        raise OptionError("seed", f"{seed!r} is no seed, expected a whole number below 2**64")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed reseeds the GPUs too

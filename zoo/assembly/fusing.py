@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,14 +18,15 @@ from zoo.assembly.members import (
     fetch_members,
     is_name,
     model_of,
-    short,
+    want_members,
 )
 from zoo.assembly.one_network import fuse_weights, settle_norms
+from zoo.assembly.resizing import at_one_size
 from zoo.assembly.searching import read_search, search_weights
 from zoo.assembly.side_by_side import fit_outputs, put_side_by_side
 from zoo.building import seeded
 from zoo.device import resolve_device, resolve_dtype
-from zoo.errors import FusionError, OptionError
+from zoo.errors import OptionError
 from zoo.fusion.planning import check_count
 from zoo.fusion.weighting import Weight
 from zoo.model import Model
@@ -58,7 +59,8 @@ def fuse(
 
     members: models, names (with pretrained weights, unless pretrained=False), paths or addresses.
     strategy: by name; `zoo.list_fusions()` lists them. A fusion of weights gives one network of
-        the members' architecture, with one classifier for all their labels; of features, one with
+        the members' architecture, with one classifier for all their labels, at the first one's
+        image size (position embeddings of other sizes are resampled); of features, one with
         a fresh head for num_classes or classes (by default the members' common ones), to be
         trained by `zoo.transfer`; of outputs, one that joins answers, over all classes that any
         member knows, fitted on `data` where the strategy learns. `"auto"` tries them on `data` and
@@ -91,6 +93,7 @@ def fuse(
     space = None if search is None else read_search(spec, search, options,
                                                     has_data=data is not None)
     values = checked(spec, options) if space is None else {}
+    want_members(spec.name, members, base)
     _check_arguments(spec, members, base, weight, norms, image_size)
     if norms == "repair":
         options = _repairing(spec, len(members), options, search or {}, has_data=data is not None)
@@ -109,7 +112,10 @@ def fuse(
         if base is None and "base" in spec.uses:
             base = base_of(models)
         started_from = None if base is None else model_of(base, pretrained, image_size, fetched)
-        check_models(spec, members, models, base, started_from, has_data=data is not None)
+        alike, start = models, started_from
+        if spec.kind == "weights":
+            alike, start = _at_one_size(models, started_from)
+        check_models(spec, members, alike, base, start, has_data=data is not None)
         if spec.kind == "choice":
             best: Model = load(spec)(models, data=data, base=started_from, device=where, seed=seed,
                                      **values)
@@ -119,13 +125,13 @@ def fuse(
         told: dict[str, Any] = {}
         looked_at: dict[str, Any] = {}
         if space is not None:
-            found = search_weights(spec, models, started_from, weight, options, space, seed=seed,
-                                   device=where, data=data, norms=norms)
+            found = search_weights(spec, alike, start, weight, options, space, seed=seed,
+                                   device=where, data=data, norms=norms, alone=models)
             fused, values, report, told = found.model, found.options, found.report, found.told
         elif spec.kind == "weights":
-            images = opened(spec, models, chosen, data, norms)
-            fused, report, kept = fuse_weights(spec, models, started_from, weight, values,
-                                               seed=seed, device=where, images=images, norms=norms)
+            images = opened(spec, alike, chosen, data, norms)
+            fused, report, kept = fuse_weights(spec, alike, start, weight, values, seed=seed,
+                                               device=where, images=images, norms=norms)
             settle_norms(fused, norms, images, kept)
             looked_at = images.told() if images is not None else {}
         else:
@@ -146,18 +152,25 @@ def fuse(
     return fused.to(dtype=resolve_dtype(dtype)) if dtype is not None else fused
 
 
+def _at_one_size(
+    models: Sequence[Model], base: Model | None
+) -> tuple[list[Model], Model | None]:
+    """The members and the base as they look at images of the first member's size."""
+    given = [*models, *([] if base is None else [base])]
+    alike = at_one_size(given)
+    names = [*(f"member {number}" for number in range(1, len(models) + 1)), "the base"]
+    for name, one, other in zip(names, given, alike, strict=False):
+        if one is not other:
+            warnings.warn(f"{name} looks at {one.image_size} × {one.image_size} pixels; its "
+                          f"position embeddings were resampled to the first member's "
+                          f"{other.image_size} × {other.image_size}", stacklevel=3)
+    return alike[:len(models)], None if base is None else alike[-1]
+
+
 def _check_arguments(
-    spec: FusionSpec, members: object, base: object, weight: object, norms: str,
+    spec: FusionSpec, members: Sequence[object], base: object, weight: object, norms: str,
     image_size: int | None,
 ) -> None:
-    if isinstance(members, (str, os.PathLike, Model)) or not isinstance(members, Sequence):
-        raise FusionError(spec.name, f"the members are {short(members)}, expected a list of "
-                          "models, names, paths or addresses")
-    named = [(f"member {number}", member) for number, member in enumerate(members, 1)]
-    for name, member in [*named, ("the base", base)] if base is not None else named:
-        if not isinstance(member, (Model, str, os.PathLike)):
-            raise FusionError(spec.name, f"{name} is {short(member)}, expected a zoo.Model, a "
-                              "name, a path or an address")
     check_count(spec, len(members))
     if base is not None and "base" not in spec.uses | spec.can_use:
         raise OptionError(spec.name, "it does not use a base; leave base= out")

@@ -167,6 +167,19 @@ def _native_classes(net: nn.Module, outputs: int) -> tuple[str, ...]:
     return tuple(map(str, range(outputs)))
 
 
+def want_members(owner: str, members: object, base: object) -> None:
+    """Raises FusionError for what is no list of models, names, paths or addresses, and for a base
+    that is none of these."""
+    if isinstance(members, (str, os.PathLike, Model)) or not isinstance(members, Sequence):
+        raise FusionError(owner, f"the members are {short(members)}, expected a list of models, "
+                          "names, paths or addresses")
+    named = [(f"member {number}", member) for number, member in enumerate(members, 1)]
+    for name, member in [*named, ("the base", base)] if base is not None else named:
+        if not isinstance(member, (Model, str, os.PathLike)):
+            raise FusionError(owner, f"{name} is {short(member)}, expected a zoo.Model, a name, a "
+                              "path or an address")
+
+
 def fetch_members(given: Iterable[Model | str | Path | None]) -> dict[Address, Fetched]:
     """The repositories of those that are addresses on the Hub, fetched side by side.
 
@@ -208,12 +221,13 @@ def short(given: object) -> str:
 
 
 def facts(model: Model, name: str) -> MemberFacts:
-    shapes = {key: tuple(tensor.shape) for key, tensor in network(model).state_dict().items()}
+    state = network(model).state_dict()
     single = model.kind == "single" and not isinstance(network(model), Model)
     heads = frozenset(classifier_keys(network(model)) if single else ())
     return MemberFacts(name=name, architecture=architecture(model), classes=model.classes,
-                       shapes=shapes, size=(model.image_size, model.image_size),
-                       heads=heads)
+                       shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
+                       size=(model.image_size, model.image_size), heads=heads,
+                       dtypes={key: str(tensor.dtype) for key, tensor in state.items()})
 
 
 def architecture(model: Model) -> str:

@@ -24,9 +24,12 @@ from zoo.assembly.members import (
     fetch_members,
     model_of,
     spelled,
+    want_members,
 )
+from zoo.assembly.resizing import at_one_size
 from zoo.backbones.semantics import classifier_keys
-from zoo.errors import ZooError
+from zoo.errors import FusionError, ZooError
+from zoo.fusion.merging import want_finite
 from zoo.fusion.norms import norm_keys
 from zoo.model import Model
 from zoo.registry import find, list_fusions
@@ -132,14 +135,22 @@ def plan(
     Arguments as in `zoo.fuse`. data: only whether there are some. Nothing is trained or fused; the
     members' weights are compared. Raises what `zoo.fuse` raises for members that are none.
     """
+    want_members("plan", members, base)
+    if not members:
+        raise FusionError("plan", "there are none", "Give it one model or more")
     fetched = fetch_members([*members, base])
     models = [model_of(member, pretrained, image_size, fetched) for member in members]
     names = distinct([spelled(member) for member in members])
     started = base_of(models) if base is None else model_of(base, pretrained, image_size, fetched)
     base_name = None if started is None else (
         spelled(base) if base is not None else f"{started.name} (from the members' provenance)")
-    states = _comparable(models)
-    base_state = _comparable([models[0], started])[1:] if states and started is not None else []
+    *alike, start = at_one_size([*models, started or models[0]])
+    states = _comparable(alike)
+    base_state = _comparable([models[0], start])[1:] if states and started is not None else []
+    shared = _shared(models, states)
+    damaged = _damaged(states, base_state)
+    if damaged is not None:  # nothing can be measured of it either
+        states, base_state = [], []
     geometry = _Geometry(models, states, base_state[0] if base_state else None)
     pairs = tuple(geometry.pair(names, one, other) for one in range(len(models))
                   for other in range(one + 1, len(models)))
@@ -151,8 +162,11 @@ def plan(
     for name in list_fusions():
         spec = find(name, FusionSpec)
         try:
-            check_models(spec, members, models, base or ("" if started is None else started.name),
-                         started if "base" in spec.uses | spec.can_use else None,
+            if damaged is not None and spec.kind == "weights":
+                raise damaged
+            check_models(spec, members, alike if spec.kind == "weights" else models,
+                         base or ("" if started is None else started.name),
+                         start if started and "base" in spec.uses | spec.can_use else None,
                          has_data=data is not None or spec.kind == "outputs")
         except ZooError as error:
             verdicts.append(Verdict(
@@ -163,7 +177,7 @@ def plan(
             verdicts.append(outlook.of(spec))
     return Plan(
         members=tuple(_told(model, name) for model, name in zip(models, names, strict=True)),
-        shared=_shared(models, states), base=base_name, pairs=pairs, task_norms=task_norms,
+        shared=shared, base=base_name, pairs=pairs, task_norms=task_norms,
         verdicts=tuple(sorted(verdicts, key=lambda verdict: OUTLOOKS.index(verdict.outlook))))
 
 
@@ -317,6 +331,19 @@ def _comparable(models: Sequence[Model]) -> list[dict[str, Tensor]]:
             state |= {key: state[key][order] for key in heads}
         states.append(state)
     return states
+
+
+def _damaged(
+    states: Sequence[Mapping[str, Tensor]], base: Sequence[Mapping[str, Tensor]]
+) -> FusionError | None:
+    """Why no weights can be fused, if some are no finite numbers."""
+    if states:
+        floating = [key for key, tensor in states[0].items() if tensor.is_floating_point()]
+        try:
+            want_finite("plan", states, base[0] if base else None, floating)
+        except FusionError as error:
+            return error
+    return None
 
 
 def _shared(models: Sequence[Model], states: Sequence[Any]) -> dict[str, bool]:

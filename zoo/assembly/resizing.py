@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from zoo.backbones.semantics import pooled_features
+from zoo.backbones.semantics import classifier_keys, pooled_features
 from zoo.errors import OptionError
 from zoo.member import Member
 from zoo.model import Model
+from zoo.store import network
+
+
+def at_one_size(models: Sequence[Model]) -> list[Model]:
+    """The models; in place of those whose tensors differ from the first's because they look at
+    images of another size, copies that look at the first's, with position embeddings resampled by
+    timm. Those that cannot do that stay as they are."""
+    return [models[0], *(_at(models[0].image_size, models[0], model) for model in models[1:])]
+
+
+def _at(side: int, first: Model, model: Model) -> Model:
+    if model.image_size == side or not _comparable(first, model) or _fit(first, model):
+        return model
+    twin = copy.deepcopy(model)
+    try:
+        resize(twin, side, "fuse")
+    except OptionError:
+        return model
+    return twin if _fit(first, twin) else model
+
+
+def _comparable(*models: Model) -> bool:
+    return (all(model.kind == "single" and not isinstance(network(model), Model)
+                for model in models)
+            and len({type(network(model)) for model in models}) == 1)
+
+
+def _fit(first: Model, model: Model) -> bool:
+    """Whether each tensor of the same name has the same shape but for the classifier's rows."""
+    heads = classifier_keys(network(first))
+    other = network(model).state_dict()
+    return all(key in heads or key not in other or other[key].shape == tensor.shape
+               for key, tensor in network(first).state_dict().items())
 
 
 def resize(model: Model, side: int, owner: str) -> None:
@@ -49,6 +84,7 @@ def resize(model: Model, side: int, owner: str) -> None:
 def _try(member: Member) -> None:
     training = member.training
     member.eval()
-    blank = torch.zeros(1, member.in_chans, member.size, member.size)
+    where = next(member.net.parameters()).device
+    blank = torch.zeros(1, member.in_chans, member.size, member.size, device=where)
     pooled_features(member.net, member.prepare(blank))
     member.train(training)

@@ -59,13 +59,14 @@ def read_search(
 def search_weights(
     spec: FusionSpec, models: Sequence[Model], base: Model | None, weight: Weight | None,
     options: Mapping[str, Any], space: Space, *, seed: int, device: torch.device, data: Any,
-    norms: Norms,
+    norms: Norms, alone: Sequence[Model],
 ) -> Found:
     """Fuse with one set of values after another, and compare with each member alone.
 
     Half of the data judges, by accuracy, and by NLL where that is the same. Strategies that learn,
     and new statistics of batch norm, see the other half. Batch norm is treated as `norms` says, in
-    members too; so on the judging half the result is no worse than the best member.
+    members too; so on the judging half the result is no worse than the best member. alone: the
+    members as they are, where those to fuse had to be brought to one image size.
     """
     check_classes(spec.name, [f"member {number}" for number in range(1, len(models) + 1)],
                   [model.classes for model in models])
@@ -99,7 +100,7 @@ def search_weights(
         singles: list[dict[str, Any]] = []
         score, model, report = top[0]
         won = "fusion"
-        for number, single in enumerate(models, 1):
+        for number, single in enumerate(alone, 1):
             own = copy.deepcopy(single).to(device).eval()
             found, facts = judged(own)
             singles.append({"member": number, **facts})

@@ -16,7 +16,10 @@ from zoo.specs import Spec
 
 
 def value(text: str) -> Any:
-    """`0.2`, `true`, `[0.3, 0.7]`, `{"*": 1}` or text, as in a recipe; `1e-3` is a number."""
+    """`0.2`, `true`, `[0.3, 0.7]`, `{"*": 1}` or text, as in a recipe; `1e-3` is a number.
+
+    Raises BadParameter for a list or mapping that is none in YAML.
+    """
     import yaml
 
     for read in (int, float, yaml.safe_load):
@@ -24,6 +27,9 @@ def value(text: str) -> Any:
             return read(text)
         except (ValueError, yaml.YAMLError):
             continue
+    if text[:1] + text[-1:] in ("[]", "{}"):
+        raise typer.BadParameter(f"{text!r} is no list or mapping in YAML; a pattern that begins "
+                                 "with '*' needs quotes: '{layer4.*: 0.3, \"*\": 1}'")
     return text
 
 

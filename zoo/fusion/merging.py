@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import ShapeMismatch
+from zoo.errors import FusionError
 from zoo.fusion.norms import MEAN, VARIANCE, pooled_variance
-from zoo.fusion.planning import check_count, check_shapes
+from zoo.fusion.planning import check_count, check_dtypes, check_shapes
 from zoo.fusion.stream import Merge, State, run
 from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
 from zoo.fusion.weights.average import average
@@ -52,10 +52,12 @@ def merge_states(
     base does not have.
     norm_keys: keys of running means and variances; None finds them by name.
 
-    Raises FusionError for a wrong number of members or a missing base, ShapeMismatch naming the
-    first tensor that differs, OptionError for a weight that fits nothing.
+    Raises FusionError for a wrong number of members, a missing base or a tensor with values that
+    are not finite, ShapeMismatch naming the first tensor that differs, OptionError for a weight
+    that fits nothing.
     """
     parts = sort_tensors(spec, states, base, skip=skip, averaged=averaged, norm_keys=norm_keys)
+    want_finite(spec.name, states, base, parts.floating)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
     settings = resolve_options(spec, strategy, options or {}, parts.floating, len(states),
                                fused=parts.fused)
@@ -65,7 +67,8 @@ def merge_states(
                                     memory_format=torch.contiguous_format) for key in own}
 
     def write(key: str, start: int, part: Tensor) -> None:
-        result[key].view(-1)[start:start + part.numel()].copy_(part)
+        place = result[key].view(-1)[start:start + part.numel()]
+        want_finite_result(spec.name, key, place.copy_(part), states, base)
 
     merge = Merge(strategy, spec, states, base if "base" in spec.uses | spec.can_use else None,
                   own, settings.common, seed, given or {}, settings.own)
@@ -142,16 +145,44 @@ def _check(
     names = [f"member {number}" for number in range(1, len(states) + 1)]
     shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in states]
     check_shapes(strategy, names, shapes)
-    for key, tensor in states[0].items():
-        for name, state in zip(names, states, strict=True):
-            if state[key].dtype != tensor.dtype:
-                raise ShapeMismatch(strategy, key, f"is {tensor.dtype} in {names[0]} and "
-                                    f"{state[key].dtype} in {name}", "Convert them to one dtype")
+    check_dtypes(strategy, names, [{key: str(tensor.dtype) for key, tensor in state.items()}
+                                   for state in states])
     if base is not None:
         wanted = {key: shapes[0][key] for key in fused}
         found = {key: tuple(base[key].shape) for key in wanted if key in base}
         check_shapes(strategy, [names[0], "the base"], [wanted, found],
                      "Pass the base that the members started from")
+
+
+def want_finite(
+    strategy: str, states: Sequence[State], base: State | None, keys: Iterable[str]
+) -> None:
+    """Raises FusionError naming the first of these tensors that has values which are no finite
+    numbers, in a member or the base: the result would have them too, or hide them."""
+    named = [(f"member {number}", state) for number, state in enumerate(states, 1)]
+    if base is not None:
+        named.append(("the base", base))
+    for key in keys:
+        for name, state in named:
+            if key in state and not _finite(state[key]):
+                raise FusionError(strategy, f"tensor {key!r} of {name} has values that are not "
+                                  "finite (NaN or infinity)", f"Leave {name} out")
+
+
+def want_finite_result(
+    strategy: str, key: str, part: Tensor, states: Sequence[State], base: State | None
+) -> None:
+    """Raises FusionError when a part of the result is not finite, naming the input that is not."""
+    if not _finite(part):
+        want_finite(strategy, states, base, [key])
+        raise FusionError(strategy, f"in the result, tensor {key!r} has values beyond the range of "
+                          f"{part.dtype}", "Take smaller weights or scales, or a wider dtype")
+
+
+def _finite(tensor: Tensor) -> bool:
+    wide = tensor.float() if tensor.itemsize == 1 else tensor
+    # A sum is fast, and finite only where all values are.
+    return bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
 
 
 def _shared(states: Sequence[State]) -> dict[str, str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zoo.errors import FusionError, ShapeMismatch
 from zoo.specs import FusionSpec
 
 ANY_ARCHITECTURE = ("'concat' and 'gated' (features) or 'mean' and 'weighted' (outputs) fuse "
                     "members of any architecture")
-ANY_CLASSES = ("'concat' and 'gated' (features) learn a new classifier for members of any classes, "
-               "'mean' and 'stacking' (outputs) join them by label name")
+_NEEDS = {"module": "the network", "graph": "the network's structure", "data": "images",
+          "labels": "their labels", "score": "the accuracy on held-out images"}
+ANY_CLASSES = ("'concat' and 'gated' (features) learn a new classifier for members of any "
+               "classes; 'mean' and 'stacking' (outputs), and of weights 'average', 'ties' and "
+               "what else needs tensors alone, join them by label name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class MemberFacts:
 
     name: as the user spelled it. architecture: `timm/resnet18`. classes: its labels' names.
     shapes: each tensor's key and shape. size: the (height, width) it takes, in pixels. heads: the
-    keys of the classifier, whose rows are joined by label where the labels differ.
+    keys of the classifier, whose rows are joined by label where the labels differ. dtypes: each
+    tensor's, as text.
     """
 
     name: str
@@ -29,6 +33,7 @@ class MemberFacts:
     shapes: Mapping[str, tuple[int, ...]]
     size: tuple[int, int]
     heads: frozenset[str] = frozenset()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 def check(
@@ -56,6 +61,11 @@ def check(
                       [member.classes for member in members])
     if spec.kind == "weights":
         _check_tensors(spec.name, members)
+
+
+def needs_beside_tensors(spec: FusionSpec) -> str:
+    """What a strategy uses beside its members' tensors and a base, in words; "" for nothing."""
+    return ", ".join(told for need, told in _NEEDS.items() if need in spec.uses)
 
 
 def check_count(spec: FusionSpec, given: int) -> None:
@@ -89,12 +99,26 @@ def check_shapes(
     instead: str = ANY_ARCHITECTURE,
 ) -> None:
     """Raises ShapeMismatch naming the first tensor that is not the same in all of these."""
-    for name, other in zip(names[1:], shapes[1:], strict=True):
-        differing = [key for key in {**shapes[0], **other} if shapes[0].get(key) != other.get(key)]
+    _check_same(strategy, names, [{key: _shape(shape) for key, shape in each.items()}
+                                  for each in shapes], instead)
+
+
+def check_dtypes(
+    strategy: str, names: Sequence[str], dtypes: Sequence[Mapping[str, str]]
+) -> None:
+    """Raises ShapeMismatch naming the first tensor whose dtype is not the same in all of these."""
+    _check_same(strategy, names, dtypes, "Convert them to one dtype")
+
+
+def _check_same(
+    strategy: str, names: Sequence[str], told: Sequence[Mapping[str, str]], instead: str
+) -> None:
+    for name, other in zip(names[1:], told[1:], strict=True):
+        differing = [key for key in {**told[0], **other} if told[0].get(key) != other.get(key)]
         if differing:
             key = differing[0]
-            problem = (f"is {_shape(shapes[0].get(key))} in {names[0]} "
-                       f"and {_shape(other.get(key))} in {name}")
+            problem = (f"is {told[0].get(key, 'missing')} in {names[0]} "
+                       f"and {other.get(key, 'missing')} in {name}")
             if differing[1:]:
                 problem += f"; so do {_few([repr(key) for key in differing[1:]])} differ"
             raise ShapeMismatch(strategy, key, problem, instead)
@@ -128,6 +152,7 @@ def _check_tensors(strategy: str, members: Sequence[MemberFacts]) -> None:
         shapes = [{key: shape for key, shape in one.shapes.items() if key not in left_out}
                   for one in (first, member)]
         check_shapes(strategy, [first.name, member.name], shapes, instead)
+        check_dtypes(strategy, [first.name, member.name], [first.dtypes, member.dtypes])
 
 
 def _in_chans(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -135,8 +160,8 @@ def _in_chans(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return next((shape[1] for shape in shapes.values() if len(shape) == 4), None)
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(list(shape))
 
 
 def _few(items: Sequence[str], most: int = 3) -> str:

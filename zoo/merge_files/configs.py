@@ -14,7 +14,7 @@ from typing import Any
 
 from zoo.device import resolve_dtype
 from zoo.errors import OptionError, RecipeError, ZooError
-from zoo.fusion.planning import check_count
+from zoo.fusion.planning import check_count, needs_beside_tensors
 from zoo.merge_files.documents import Document, Place, Problem, read_documents
 from zoo.merge_files.mergekit import floating_keys, mergekit_arguments
 from zoo.merge_files.stages import Stage, before
@@ -206,10 +206,10 @@ class _Ours:
         except ZooError as error:
             yield field, str(error)
             return
-        more = sorted(spec.uses - {"base"})
+        more = needs_beside_tensors(spec)
         if spec.kind != "weights" or more:
-            lacks = f"fuses {spec.kind}" if spec.kind != "weights" else f"needs {', '.join(more)}"
-            yield field, f"{spec.name} {lacks}, and files of weights have none; use zoo.fuse"
+            lacks = f"fuses {spec.kind}" if spec.kind != "weights" else f"needs {more}"
+            yield field, f"{spec.name} {lacks}, and files hold weights alone; use zoo.fuse"
             return
         if "base" in spec.uses and values.get("base") is None:
             yield (*place, "base"), (f"is missing: {spec.name} works on what each member changed "

@@ -183,6 +183,9 @@ class _Reader:
             place = self._place(f"{where}.model", told["model"])
             if place in [each for each, _ in found]:
                 raise self.wrong(f"{where}.model", f"{told['model']!r} stands here twice")
+            for name in told.keys() - {"model", "parameters", "layer_range"}:
+                warnings.warn(f"{where}.{name} is ignored, as mergekit does; what a model has of "
+                              "its own stands under its 'parameters'", stacklevel=6)
             own = self._mapping(f"{where}.parameters", told.get("parameters"))
             found.append((place, (f"{where}.parameters", own)))
         return found

@@ -15,7 +15,14 @@ from torch import Tensor
 import zoo
 from zoo.device import resolve_dtype
 from zoo.errors import FusionError, OptionError
-from zoo.fusion.merging import mixture, pooled, sort_tensors
+from zoo.fusion.merging import (
+    mixture,
+    pooled,
+    sort_tensors,
+    want_finite,
+    want_finite_result,
+)
+from zoo.fusion.planning import needs_beside_tensors
 from zoo.fusion.rounding import rounded
 from zoo.fusion.stream import Merge, flat_part, run
 from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
@@ -63,7 +70,8 @@ def merge(
     for each core. options: the strategy's own.
 
     Gives the folder or file. Raises FusionError or ShapeMismatch for inputs that do not belong
-    together, FormatError for damaged ones, DiskFull before any work.
+    together or have values that are not finite, FormatError for damaged ones, DiskFull before any
+    work.
     """
     spec = find(strategy, FusionSpec)
     values = checked(spec, options)
@@ -104,12 +112,18 @@ def merge(
             max_shard_bytes=max_shard_bytes) as put:
 
         def write(key: str, begin: int, part: Tensor) -> None:
-            put(key, begin, rounded(part, like[key].dtype, rounding, (seed, key), begin))
+            part = rounded(part, like[key].dtype, rounding, (seed, key), begin)
+            want_finite_result(spec.name, key, part, states, start)
+            put(key, begin, part)
 
         size = sum(tensor.nbytes for tensor in like.values())
         each = size / max(sum(tensor.numel() for tensor in like.values()), 1)
         with task("merge", size, "bytes") as advance:
-            extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
+            try:
+                extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
+            except RuntimeError:  # of a decomposition
+                want_finite(spec.name, states, start, parts.fused)
+                raise
             for key in parts.norms:
                 value = extra.get(key)
                 write(key, 0, (pooled(states, key, mixture(weights[key])) if value is None
@@ -128,20 +142,25 @@ def _check(
     if isinstance(inputs, (str, os.PathLike)) or not isinstance(inputs, Sequence):
         raise FusionError(spec.name, f"the inputs are {inputs!r}, expected a list of files, "
                           "folders or addresses")
+    for name, each in [*((f"member {number}", each) for number, each in enumerate(inputs, 1)),
+                       *([("the base", base)] if base is not None else [])]:
+        if not isinstance(each, (str, os.PathLike)):
+            raise FusionError(spec.name, f"{name} is a {type(each).__name__}, expected a file, a "
+                              "folder or an address", "zoo.fuse takes models")
     if spec.kind != "weights":
         raise FusionError(spec.name, f"it fuses {spec.kind}, and files hold weights",
                           "Use zoo.fuse (`zoo fuse`)")
-    more = sorted(spec.uses - {"base"})
+    more = needs_beside_tensors(spec)
     if more:
-        raise FusionError(spec.name, f"it needs {', '.join(more)}, and files of weights have none",
+        raise FusionError(spec.name, f"it needs {more}, and files hold weights alone",
                           "Use zoo.fuse (`zoo fuse`), which builds the networks")
     if base is not None and "base" not in spec.uses | spec.can_use:
         raise OptionError(spec.name, "it does not use a base; leave base= out")
     if rounding not in get_args(Rounding):
         raise OptionError("merge", f"rounding is {rounding!r}, expected "
                           + " or ".join(map(repr, get_args(Rounding))))
-    if threads is not None and threads < 1:
-        raise OptionError("merge", f"threads is {threads}, expected 1 or more")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise OptionError("merge", f"threads is {threads!r}, expected 1 or more")
     if max_shard_bytes is not None and out.suffix == ".safetensors":
         raise OptionError("merge", f"one file is asked for, {out.name}, and shards are several; "
                           "name a folder")

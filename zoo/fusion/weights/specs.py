@@ -105,7 +105,7 @@ WEIGHTS: tuple[FusionSpec, ...] = (
           "Marczak 2025, arXiv:2502.04959", members=(1, None), uses={"base"}, symmetric=True),
     _spec("wudi", "The change that interferes least with each member's, by Adam",
           "Cheng 2025, arXiv:2503.08099", members=(1, None), uses={"base"}, symmetric=True),
-    _spec("emr", "One elected change of the base, or one member's mask and scale of it",
+    _spec("emr", "One network: the base and an elected change, or one member's mask of it",
           "Huang 2024, arXiv:2405.17461", scope="slice", uses={"base"}, measure="emr",
           symmetric=True, idempotent=True),
     _spec("fisher", "Mean weighted by how much each member's answers depend on a weight",
@@ -133,6 +133,6 @@ WEIGHTS: tuple[FusionSpec, ...] = (
           symmetric=True),
     _spec("ot_fusion", "Mean after each layer's units were transported onto the first member's",
           "Singh 2020, arXiv:1910.05653", scope="model", uses={"graph"}, idempotent=True),
-    _spec("zipit", "Merge the features that correlate most on images, across members and within",
+    _spec("zipit", "One network: the features that correlate most become one, heads too",
           "Stoica 2024, arXiv:2305.03053", scope="model", uses={"graph", "module", "data"}),
 )

@@ -42,12 +42,13 @@ def zipit(
     Of a layer's features in all members, the two that correlate most on the images become one,
     until there are as many as one member has; the merged feature is their mean, and takes the place
     of each of them in the next layer. The paper may stop at a layer and keep the heads of unlike
-    tasks behind it; here all layers are zipped, for members of the same labels. The paper's code
-    has alpha on all that was merged; here a third member's feature joins those of two others
-    without, or three that are the same would not find each other. Attention heads, and units that
-    no module puts out, are averaged in their order. Batch norm should be estimated again (data=,
-    norms="auto"): where features that are unlike were merged, running statistics that are meaned
-    do not fit, and members whose batch norm was frozen can have no others.
+    tasks behind it, a composite; here all layers are zipped into one network, for members of the
+    same labels. The paper's code has alpha on all that was merged; here a third member's feature
+    joins those of two others without, or three that are the same would not find each other.
+    Attention heads, and units that no module puts out, are averaged in their order. Batch norm
+    should be estimated again (data=, norms="auto"): where features that are unlike were merged,
+    running statistics that are meaned do not fit, and members whose batch norm was frozen can have
+    no others.
 
     states: one whole state per member. weights: by key, one number ≥ 0 per member, in the means.
     graph: what may be permuted. data: batches [B, C, H, W]. report: gets `across`, the part of the
