@@ -175,6 +175,9 @@ def want_finite_result(
     """Raises FusionError when a part of the result is not finite, naming the input that is not."""
     if not _finite(part):
         want_finite(strategy, states, base, [key])
+        if part.isnan().any():
+            raise FusionError(strategy, f"it made values of tensor {key!r} that are no numbers "
+                              "(NaN)", "Its options may be extreme, or it has a defect")
         raise FusionError(strategy, f"in the result, tensor {key!r} has values beyond the range of "
                           f"{part.dtype}", "Take smaller weights or scales, or a wider dtype")
 

@@ -34,7 +34,7 @@ def karcher(
 
     Options:
         max_iter: steps at most
-        tol: stop when a step is shorter than this angle, in radians
+        tol: stop when a step is no longer than this angle, in radians
     """
     if max_iter < 0 or tol < 0:
         raise OptionError("karcher", f"max_iter is {max_iter} and tol is {tol}, expected 0 or more")
@@ -63,7 +63,7 @@ def karcher_mean(known: Tensor, shares: Tensor, max_iter: int, tol: float) -> Te
         strength = torch.where(there, 0, pull * angle / angle.sin())
         step = strength - (strength @ cosine) * mean
         size = _norm(step, cosines)
-        if size < tol:
+        if size <= tol:
             break
         mean = size.cos() * mean + size.sin() / size * step
         mean /= _norm(mean, cosines)
