@@ -144,7 +144,8 @@ def test_paths_start_from_the_file_and_flags_fill_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "told"), [
     (("strategy: average", "strategy: avrage"), "1: strategy: .*'avrage'.*average"),
     (("strategy: ties", "strategy: concat"), "4: members.1.strategy: zoo/concat fuses features, "),
-    (("strategy: ties", "strategy: fisher"), "members.1.strategy: zoo/fisher needs the network, images"),
+    (("strategy: ties", "strategy: fisher"),
+     "4: members.1.strategy: zoo/fisher needs the network, images"),
     (("strategy: ties", "strategi: ties"), "4: members.1.strategy: is missing"),
     (("    base: base\n", ""), "4: members.1.base: is missing: zoo/ties works on"),
     (("members: [b, c]", "members: b"), "5: members.1.members: is 'b', expected a list"),
