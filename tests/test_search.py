@@ -99,8 +99,8 @@ def models() -> tuple[Model, Model, Model]:
     return found[0], found[1], found[2]
 
 
-def held_out_accuracy(model: Model) -> float:
-    return zoo.evaluate(model, images().split(0.5)[1]).accuracy
+def accuracy(model: Model) -> float:
+    return zoo.evaluate(model, images()).accuracy
 
 
 def test_the_best_scale_is_found_and_the_curve_is_kept() -> None:
@@ -109,13 +109,13 @@ def test_the_best_scale_is_found_and_the_curve_is_kept() -> None:
                     search={"scale": "0..2"})
     told = made.recipe["search"]
     assert told["space"] == {"scale": "0..2"}
-    assert told["images"] == 60
+    assert told["images"] == 120  # all: nothing learns from them
     curve = {each["options"]["scale"]: (each["accuracy"], -each["nll"]) for each in told["fusions"]}
     assert {0, 0.5, 1.0, 1.5, 2.0} < set(curve)
     assert told["won"] == "fusion"
     chosen = made.recipe["options"]["scale"]
     assert curve[chosen] == max(curve.values())
-    assert held_out_accuracy(made) == curve[chosen][0] > curve[0][0]
+    assert accuracy(made) == curve[chosen][0] > curve[0][0]
     assert made.fusion is not None
     assert made.fusion.options["scale"] == chosen
     same = zoo.fuse([one, two], "task_arithmetic", base=base, scale=chosen)
@@ -133,7 +133,7 @@ def test_the_result_is_no_worse_than_the_best_member() -> None:
     assert [each["member"] for each in told["members"]] == [1, 2, 3]
     best_of = max(told["members"], key=lambda each: (each["accuracy"], -each["nll"]))
     assert told["won"] == f"member {best_of['member']}"
-    assert held_out_accuracy(made) == best_of["accuracy"] > max(
+    assert accuracy(made) == best_of["accuracy"] > max(
         each["accuracy"] for each in told["fusions"])
     assert {"scale": -3.0} in [each["options"] for each in told["fusions"]]
     assert made.fusion == (base, one, two)[best_of["member"] - 1].fusion  # not of this search
@@ -170,6 +170,14 @@ def test_strategies_that_learn_never_see_the_judging_half() -> None:
         patch.setattr(module, "input_grams", counting)
         zoo.fuse([one, two], "regmean", data=images(), search={"damping": [0.5, 0.9]})
     assert set(seen) == {60}
+
+
+def test_a_greedy_soup_judges_on_all_images_where_nothing_learns_from_them() -> None:
+    _, one, two = models()
+    made = zoo.fuse([one, two], "greedy_soup", data=images())
+    told = {each["member"]: each["score"] for each in made.recipe["report"]["members"]}
+    assert told == {1: accuracy(one), 2: accuracy(two)}
+    assert accuracy(made) >= max(told.values())
 
 
 def test_what_cannot_be_searched_is_said_before_any_work() -> None:

@@ -109,6 +109,16 @@ def wants_repair(spec: FusionSpec, models: Sequence[Model], norms: Norms) -> boo
     return norms == "repair" or bool(norm_keys(network(models[0]))) or _apart(models)
 
 
+def parted(
+    spec: FusionSpec, model: Model, images: ImageData, norms: Norms, *, repairing: bool = False
+) -> tuple[ImageData, ImageData]:
+    """The images that a fusion may look at, and those that judge it: halves, or all of them twice
+    where neither the strategy nor batch norm nor a repair would look at any."""
+    looks = bool(spec.uses & {"data", "labels"}) or repairing or (
+        norms in ("auto", "reestimated") and bool(norm_keys(network(model))))
+    return images.split(0.5) if looks else (images, images)
+
+
 def _apart(models: Sequence[Model]) -> bool:
     """Whether the weights of two of these point in directions of their own, as after separate
     starts. Scales and biases start alike everywhere and are left out."""
@@ -146,7 +156,7 @@ def keywords(
     if images is None:
         return found
     if "score" in asked and images.labels is not None:
-        images, held_out = images.split(0.5)
+        images, held_out = parted(spec, model, images, norms)
         found["score"] = score_of(copy.deepcopy(module), images, held_out, norms)
     if "data" in asked:
         found["data"] = Inputs(module, images)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from zoo.assembly.given import Members, Norms, settled
+from zoo.assembly.given import Members, Norms, parted, settled, wants_repair
 from zoo.assembly.one_network import fuse_weights
 from zoo.datasets import load_data
 from zoo.errors import FusionError, OptionError
@@ -64,14 +64,16 @@ def search_weights(
     """Fuse with one set of values after another, and compare with each member alone.
 
     Half of the data judges, by accuracy, and by NLL where that is the same. Strategies that learn,
-    and new statistics of batch norm, see the other half. Batch norm is treated as `norms` says, in
-    members too; so on the judging half the result is no worse than the best member. alone: the
+    and new statistics of batch norm, see the other half; without any, all of the data judges. Batch
+    norm is treated as `norms` says, in members too; so on the images that judge the result is no
+    worse than the best member. alone: the
     members as they are, where those to fuse had to be brought to one image size.
     """
     check_classes(spec.name, [f"member {number}" for number in range(1, len(models) + 1)],
                   [model.classes for model in models])
     images = load_data(data, role="train", image_size=models[0].image_size)
-    rest, held_out = images.with_classes(models[0].classes).split(0.5)
+    rest, held_out = parted(spec, models[0], images.with_classes(models[0].classes), norms,
+                            repairing=wants_repair(spec, models, norms))
 
     def judged(
         model: Model, fused: Members | None = None
