@@ -51,7 +51,20 @@ def _bits(typing, value):
     return types.int32(types.float32), build
 
 
-_kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+
+def _kernel(function):
+    loops = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+
+    def call(*arguments):
+        try:
+            return loops(*arguments)
+        except OSError:  # of the cache; what could not be kept is compiled
+            return loops(*arguments)
+
+    return call
 
 
 @numba.njit
@@ -154,7 +167,7 @@ def elect(start_at, members, count, ready, above, most, limits, keys, offset, fa
             for i in range(size):
                 value = vector[i]
                 total[i] += value
-                positive[i] += zero if zero > value else value
+                positive[i] += zero if value <= zero else value
             if normalise:
                 for i in range(size):
                     value = vector[i]

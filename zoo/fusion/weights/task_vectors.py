@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zoo.errors import OptionError
 from zoo.fusion import compiled
@@ -217,7 +218,8 @@ def elected(
             vector.mul_(share)
         if election == "count":
             ballot = _add(ballot, vector.sign())
-        positive = _add(positive, vector.clamp_min(0))
+        # Clamped, -0 would stay, and the sign of the zeros that lerp picks depend on the cuts.
+        positive = _add(positive, functional.threshold(vector, 0.0, 0.0))
         if normalise:
             # Compared into floats: into bools it takes four times as long.
             for_positive = torch.gt(vector, 0, out=torch.empty_like(vector))
