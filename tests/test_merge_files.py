@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -226,6 +227,25 @@ def test_values_that_are_not_finite_are_refused(
     with pytest.raises(FusionError, match=r"'layers.0.w' of member 2 has values that are not fin"):
         zoo.merge([files[1], tmp_path / "broken.safetensors"], strategy, out=out, **base)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("strategy", ["average", "ties", "tsv_m"])
+def test_infinities_that_are_the_same_in_all_are_copied(
+    files: list[str], tmp_path: Path, strategy: str
+) -> None:
+    mask = torch.full((3, 3), -math.inf).triu(1)
+    bounded = []
+    for number, name in enumerate(files[:3]):
+        bounded.append(tmp_path / f"bounded{number}.safetensors")
+        save_file({**load_file(name), "mask": mask, "a.most": torch.tensor(math.inf)}, bounded[-1])
+    merged = []
+    for start, *inputs in (files[:3], bounded):
+        base = {} if strategy == "average" else {"base": start}
+        merged.append(load_file(zoo.merge(inputs, strategy, out=tmp_path / "out.safetensors",
+                                          dtype="bfloat16", **base)))
+    assert torch.equal(merged[1].pop("mask"), mask.bfloat16())
+    assert merged[1].pop("a.most") == math.inf
+    assert all(torch.equal(merged[1][key], tensor) for key, tensor in merged[0].items())
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [

@@ -165,6 +165,21 @@ def test_values_that_are_not_finite_are_refused_by_name() -> None:
         merge("average", [large, large], options={"normalise": False})
 
 
+@pytest.mark.parametrize("name", ["average", "ties", "tsv_m", "slerp", "dare_ties", "wudi"])
+def test_infinities_that_are_the_same_in_all_are_no_weights(name: str) -> None:
+    mask = torch.full((3, 3), -math.inf).triu(1)
+    plain = [{"a": torch.randn(4, 4), "b": torch.randn(4)} for _ in range(3)]
+    masked = [{"mask": mask, **state, "most": torch.tensor(math.inf)} for state in plain]
+    expected = merge(name, plain[:2], plain[2])
+    merged = merge(name, masked[:2], masked[2])
+    assert torch.equal(merged.pop("mask"), mask)
+    assert merged.pop("most") == math.inf
+    assert all(torch.equal(merged[key], expected[key]) for key in expected)
+    masked[1]["mask"] = -mask
+    with pytest.raises(FusionError, match="'mask' of member 1 has values that are not finite"):
+        merge(name, masked[:2], masked[2])
+
+
 def test_a_base_must_fit() -> None:
     one = {"a": torch.ones(2), "n": torch.tensor(1)}
     with pytest.raises(FusionError, match=r"ties cannot .* none is given. Pass base="):

@@ -91,6 +91,15 @@ def test_what_fuse_refuses_is_not_called_possible() -> None:
     json.dumps(plan.as_dict(), allow_nan=False)
 
 
+def test_a_mask_does_not_make_members_incomparable() -> None:
+    base = net()
+    mask = torch.full((3, 3), float("-inf")).triu(1)
+    next(base.each_member()).net.register_buffer("mask", mask)
+    plan = zoo.plan([moved(base, 0.05, 1), moved(base, 0.05, 2)], base=base)
+    assert plan.pairs[0].cosine > 0.9
+    assert plan.verdict("average").outlook.startswith("likely")
+
+
 @pytest.mark.parametrize(("members", "message"), [
     ([], "there are none. Give it one model or more"),
     ("a", "the members are 'a', expected a list"),

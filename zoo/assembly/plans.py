@@ -196,7 +196,8 @@ class _Geometry:
         skipped = norm_keys(net)
         # Scales and biases start at ones and zeros everywhere, and would make strangers alike.
         body = [key for key, tensor in states[0].items() if tensor.is_floating_point()
-                and tensor.ndim > 1 and key not in skipped and key not in heads]
+                and tensor.ndim > 1 and key not in skipped and key not in heads
+                and bool(tensor.isfinite().all())]  # no mask, which is the same in all
         self.body = _gram([{key: state[key] for key in body} for state in states])
         same_labels = all(set(model.classes) == set(models[0].classes) for model in models)
         self.head = _gram([{key: state[key] for key in heads} for state in states]) \

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.errors import FusionError
 from zoo.fusion.norms import MEAN, VARIANCE, pooled_variance
 from zoo.fusion.planning import check_count, check_dtypes, check_shapes
+from zoo.fusion.precision import doubled
 from zoo.fusion.stream import Merge, State, run
 from zoo.fusion.weighting import Weight, resolve_options, resolve_weights
 from zoo.fusion.weights.average import average
@@ -39,7 +40,8 @@ def merge_states(
 
     Floating-point tensors go through the strategy in float32 (float64 stays) on the first
     member's device and come back in their dtype. Integer and bool tensors are copied from the
-    first member. Batch norm's running statistics are pooled, with the between-member term; of a
+    first member, and so are those with infinities, as masks and bounds have, that are the same in
+    all. Batch norm's running statistics are pooled, with the between-member term; of a
     strategy for a single member they lie on the same line as the weights, and a strategy of scope
     "model" may give its own. Tensors that share storage in every member are fused once and share
     it again. No input is changed or shared.
@@ -57,10 +59,10 @@ def merge_states(
     that fits nothing.
     """
     parts = sort_tensors(spec, states, base, skip=skip, averaged=averaged, norm_keys=norm_keys)
-    want_finite(spec.name, states, base, parts.floating)
     weights = resolve_weights(weight, parts.floating, len(states), spec.name)
     settings = resolve_options(spec, strategy, options or {}, parts.floating, len(states),
                                fused=parts.fused)
+    parts = parts.without(want_finite(spec.name, states, base, parts.floating))
     first_of = _shared(states)
     own = {key: weights[key] for key in parts.fused if first_of[key] == key}
     result = {key: torch.empty_like(states[0][key].detach(),
@@ -99,6 +101,11 @@ class Parts:
     @property
     def floating(self) -> tuple[str, ...]:
         return (*self.fused, *self.averaged, *self.norms)
+
+    def without(self, keys: Collection[str]) -> Parts:
+        """The same, with these tensors copied."""
+        return Parts(*(tuple(key for key in part if key not in keys)
+                       for part in (self.fused, self.averaged, self.norms)))
 
 
 def sort_tensors(
@@ -156,17 +163,28 @@ def _check(
 
 def want_finite(
     strategy: str, states: Sequence[State], base: State | None, keys: Iterable[str]
-) -> None:
-    """Raises FusionError naming the first of these tensors that has values which are no finite
-    numbers, in a member or the base: the result would have them too, or hide them."""
+) -> set[str]:
+    """Those of these keys whose tensors have infinities and are the same in all states: masks, or
+    the bounds of a clamp, and no weights.
+
+    Raises FusionError naming the first other tensor that has values which are no finite numbers, in
+    a member or the base: the result would have them too, or hide them.
+    """
     named = [(f"member {number}", state) for number, state in enumerate(states, 1)]
     if base is not None:
         named.append(("the base", base))
+    fixed = set()
     for key in keys:
-        for name, state in named:
-            if key in state and not _finite(state[key]):
-                raise FusionError(strategy, f"tensor {key!r} of {name} has values that are not "
-                                  "finite (NaN or infinity)", f"Leave {name} out")
+        there = [(name, state[key]) for name, state in named if key in state]
+        name = next((name for name, tensor in there if not _finite(tensor)), None)
+        if name is None:
+            continue
+        first = doubled(there[0][1])
+        if not all(torch.equal(doubled(tensor).to(first.device), first) for _, tensor in there):
+            raise FusionError(strategy, f"tensor {key!r} of {name} has values that are not "
+                              "finite (NaN or infinity)", f"Leave {name} out")
+        fixed.add(key)
+    return fixed
 
 
 def want_finite_result(

@@ -104,9 +104,6 @@ def merge(
         warnings.warn("batch norm's statistics were pooled over the inputs; zoo.fuse(…, data=…) "
                       "can estimate them again and lets validation choose", stacklevel=2)
 
-    job = Merge(load(spec), spec, states, start,
-                {key: weights[key] for key in parts.fused if key in like}, settings.common,
-                seed, own=settings.own)
     with written(out, places[0][0], made, bool(parts.norms)) as file, laid_out(
             like, file, aliases=first.aliases, metadata={"made_with": json.dumps(made)},
             max_shard_bytes=max_shard_bytes) as put:
@@ -118,20 +115,30 @@ def merge(
 
         size = sum(tensor.nbytes for tensor in like.values())
         each = size / max(sum(tensor.numel() for tensor in like.values()), 1)
-        with task("merge", size, "bytes") as advance:
-            try:
-                extra = run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
-            except RuntimeError:  # of a decomposition
-                want_finite(spec.name, states, start, parts.fused)
+
+        def fused(keys: Sequence[str]) -> dict[str, Tensor]:
+            job = Merge(load(spec), spec, states, start, {key: weights[key] for key in keys
+                                                          if key in like},
+                        settings.common, seed, own=settings.own)
+            with task("merge", size, "bytes") as advance:
+                return run(job, write, threads=threads, advance=lambda n: advance(round(n * each)))
+
+        try:
+            extra = fused(parts.fused)
+        except (FusionError, RuntimeError):  # RuntimeError: of a decomposition
+            fixed = want_finite(spec.name, states, start, parts.fused)
+            if not fixed:
                 raise
-            for key in parts.norms:
-                value = extra.get(key)
-                write(key, 0, (pooled(states, key, mixture(weights[key])) if value is None
-                               else value).reshape(-1))
-            for key in like.keys() - set(parts.floating):
-                for begin in range(0, like[key].numel(), _COPIED):
-                    put(key, begin, flat_part(first, key, begin, min(begin + _COPIED,
-                                                                     like[key].numel())))
+            parts = parts.without(fixed)
+            extra = fused(parts.fused)
+        for key in parts.norms:
+            value = extra.get(key)
+            write(key, 0, (pooled(states, key, mixture(weights[key])) if value is None
+                           else value).reshape(-1))
+        for key in like.keys() - set(parts.floating):
+            for begin in range(0, like[key].numel(), _COPIED):
+                part = flat_part(first, key, begin, min(begin + _COPIED, like[key].numel()))
+                put(key, begin, part.to(like[key].dtype))
     return out
 
 
