@@ -131,6 +131,8 @@ class TestTeachersThatAreGiven:
         done = zoo.reproduce(taught, sources={"1": folders["student"]})
         assert done.unchecked
         assert not done.reproduced
+        assert zoo.reproduce(taught, sources={
+            "1": folders["student"], "teacher1": folders["one"]}).unchecked == done.unchecked
 
     def test_another_one_is_refused(
         self, taught: Path, folders: dict[str, Path], digits: ImageData, tmp_path: Path
@@ -224,6 +226,24 @@ class TestFromRandomWeights:
         zoo.transfer(models[0], digits, "linear_probe", epochs=1)
         out = zoo.save(zoo.fuse(models, "average"), tmp_path / "trained")
         assert "its source 1 (zoo/mnist_cnn) was trained by zoo/linear_probe" in refused(out)
+
+    def test_of_another_dtype(self, digits: ImageData, tmp_path: Path) -> None:
+        model = zoo.backbone("mnist_cnn", classes=digits.classes, seed=1, dtype="bfloat16",
+                             device="cpu")
+        done = zoo.reproduce(zoo.save(model, tmp_path / "half"))
+        assert done.reproduced, done
+        model.float()
+        out = zoo.save(zoo.fuse([model, model], "average"), tmp_path / "fused")
+        assert "its source 1 (zoo/mnist_cnn) comes out with other weights when it is made " \
+            "again" in refused(out)
+
+    @pytest.mark.filterwarnings("ignore:.* were resampled to the first member's")
+    def test_members_and_base_of_other_image_sizes(self, tmp_path: Path) -> None:
+        one, other, base = (zoo.backbone("test_vit", num_classes=3, image_size=size, seed=size,
+                                         device="cpu") for size in (32, 48, 64))
+        out = zoo.save(zoo.fuse([one, other], "ties", base=base), tmp_path / "fused")
+        done = zoo.reproduce(out)
+        assert done.reproduced, done
 
 
 class TestImages:

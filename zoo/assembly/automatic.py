@@ -147,11 +147,11 @@ def _made_of(models: Sequence[Model], base: Model | None, model: Model) -> dict[
 
     sources = [each.told(apart=True) for each in models]
     told: dict[str, Any] = {}
-    if [known(each) for each in sources] != model.recipe.get("sources"):
+    if list(map(known, sources)) != list(map(known, model.recipe.get("sources") or ())):
         told["sources"] = sources
     if base is not None:
         source = base.told(apart=True)
-        if "sources" in told or known(source) != model.recipe.get("base"):
+        if "sources" in told or known(source) != known(model.recipe.get("base") or {}):
             told["base"] = source
     return told
 

@@ -236,12 +236,16 @@ def _recipe(
     base: Model | None = None, weight: Weight | None = None,
 ) -> dict[str, Any]:
     """Where a fused model comes from, as JSON values."""
+    def told(model: Model) -> dict[str, Any]:
+        resized = spec.kind == "weights" and model.image_size != models[0].image_size
+        return model.told(apart=resized)
+
     recipe: dict[str, Any] = {
         "strategy": spec.name, "kind": spec.kind, "options": dict(values), "seed": seed,
-        "sources": [model.told() for model in models],
+        "sources": [told(model) for model in models],
     }
     if weight is not None:
         recipe["weight"] = weight
     if base is not None:
-        recipe["base"] = base.told()
+        recipe["base"] = told(base)
     return recipe

@@ -65,7 +65,8 @@ def backbone(
             model = _registered(str(name), num_classes if names is None else len(names), classes,
                                 pretrained, in_chans, image_size, activation, options)
             if not pretrained and seed is not None:
-                model.recipe["fresh"] = {"seed": seed, "classes": list(model.classes)}
+                model.recipe["fresh"] = {"seed": seed, "classes": list(model.classes)} | (
+                    {"dtype": str(resolve_dtype(dtype)).removeprefix("torch.")} if dtype else {})
         else:
             model = load_model(reference, device="cpu")
             _want_none(name, in_chans=None if in_chans == 3 else in_chans, **options)

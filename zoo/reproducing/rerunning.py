@@ -143,7 +143,8 @@ class _Rerun:
         done = trained_before(model, transfers, self._notes)
         why = why_not_trained(transfers[done:], self._images)
         teachers = [] if why else teachers_of(transfers, done, self._apart)
-        self._given.want_used()
+        if not (why and any(each.get("teachers") for each in transfers)):  # none was asked for
+            self._given.want_used()
         if why:
             self._notes.append(why)
         else:
@@ -224,6 +225,9 @@ class _Rerun:
         def source(told: Mapping[str, Any], label: str, built: Blueprint | None,
                    of: Mapping[str, Any]) -> Model:
             path = (*above, label)
+            if "model" in told:
+                of = told["model"]
+                built = _blueprint(of["members"][0])
             return found(self._reference, told, ".".join(path), self._given, built,
                          lambda nested: self._nested(nested, of, path))
 

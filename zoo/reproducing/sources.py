@@ -126,7 +126,7 @@ def _why(who: str, told: Mapping[str, Any], label: str, problems: list[str]) -> 
     failed = next(filter(None, problems), "")
     if failed:
         return f"{who} cannot be had: {failed.rstrip('.')}. Otherwise, {say}"
-    if problems and (told.get("recipe") or {}).get("strategy"):
+    if problems and (told.get("recipe") or {}).keys() & {"strategy", "fresh"}:
         return (f"{who} comes out with other weights when it is made again than those that "
                 f"{_role(label)}; {say}")
     if problems:
@@ -173,7 +173,7 @@ def _registered(told: Mapping[str, Any]) -> str | None:
 def _fresh(name: str, told: Mapping[str, Any], built: Blueprint | None) -> Model:
     """The random network that it was before it was trained."""
     return backbone(name, classes=told["classes"], seed=int(told["seed"]), device="cpu",
-                    **_options(built))
+                    dtype=told.get("dtype"), **_options(built))
 
 
 def _options(built: Blueprint | None) -> dict[str, Any]:
