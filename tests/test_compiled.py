@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ import torch
 
 import zoo
 from zoo.fusion import compiled
+from zoo.fusion.weights.task_vectors import elected
 from zoo.tensors import load_tensors, save_tensors
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="no numba")
@@ -92,6 +94,14 @@ def test_the_bytes_are_the_same(merged: Any, strategy: str, options: dict[str, A
     assert merged(strategy, True, **options) == merged(strategy, False, **options)
 
 
+def test_signs_of_zeros_do_not_depend_on_the_cut() -> None:
+    for size in (1, 7, 40, 1037):  # PyTorch computes what a vector has no room for by other steps
+        zeros = torch.full((size,), -0.0)
+        for normalise in (False, True):
+            merged = elected([zeros.clone(), zeros.clone()], [0.5, 1.0], normalise=normalise)
+            assert merged.signbit().sum() == 0
+
+
 def test_results_of_half_the_width(merged: Any) -> None:
     plain, loops = (merged("ties", loops, dtype="bfloat16", rounding="stochastic")
                     for loops in (False, True))
@@ -139,3 +149,39 @@ def test_a_small_merge_does_not_load_it(files: list[str], tmp_path: Path) -> Non
          f"base={files[0]!r}, out={out!r}); print('numba' in sys.modules)"],
         capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+FULL = """
+from numba.core import caching
+def full(*arguments):
+    raise OSError(28, 'No space left on device')
+caching.IndexDataCacheFile._save_data = full
+"""
+
+
+@pytest.mark.parametrize(("environment", "prelude", "problem"), [
+    ({"NUMBA_DISABLE_JIT": "1"}, "", "without it: NUMBA_DISABLE_JIT is set"),
+    ({"ATEN_CPU_CAPABILITY": "default"}, "", "PyTorch rounds otherwise"),  # it may have no effect
+    ({"NUMBA_CACHE_DIR": "kept"}, FULL, ""),
+])
+def test_where_it_cannot_be_used(
+    files: list[str], tmp_path: Path, environment: dict[str, str], prelude: str, problem: str
+) -> None:
+    """No compiler, other roundings, no room to keep what was compiled."""
+    script = prelude + f"""
+import os, warnings, zoo
+from zoo.fusion import compiled
+from zoo.fusion.weights.task_vectors import elected
+warnings.simplefilter("always")
+compiled.WORTH = 0
+for loops in "01":
+    os.environ["ZOO_COMPILED"] = loops
+    zoo.merge({files[1:]!r}, "ties", base={files[0]!r}, out=f"{{loops}}.safetensors",
+              scale=0.4)
+print(compiled._kernels is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          cwd=tmp_path, env={**os.environ, **environment}, check=False)
+    assert not done.returncode, done.stderr
+    assert done.stdout.strip() == "True" or problem in done.stderr
+    assert contents(tmp_path / "0.safetensors") == contents(tmp_path / "1.safetensors")

@@ -11,6 +11,7 @@ import os
 import warnings
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,7 @@ def _load() -> ModuleType | None:
         return None
     try:
         from zoo.fusion import kernels
+        _want_same_roundings(kernels)
     except (ImportError, RuntimeError) as error:  # a numpy that it does not know, nowhere to cache
         _failed = True
         warnings.warn(f"numba is installed and does not work, so merges run without it: {error}",
@@ -64,3 +66,18 @@ def _load() -> ModuleType | None:
     else:
         _kernels = kernels
     return _kernels
+
+
+def _want_same_roundings(kernels: ModuleType) -> None:
+    """Raises RuntimeError where PyTorch rounds a product before it adds it, as on processors that
+    have no operation for both."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = torch.randn(3, 1037, generator=generator, device="cpu")  # some behind the last vector
+    scale = torch.full_like(a, 0.3)
+    for expected, by, factor in ((a.add(b, alpha=0.3), scale, 1.0),
+                                 (a.addcmul(b, c, value=0.3), c, 0.3)):
+        found = torch.empty_like(a)
+        kernels.multiply_and_add(a.data_ptr(), b.data_ptr(), by.data_ptr(), len(a),
+                                 np.float32(factor), found.data_ptr())
+        if not torch.equal(found, expected):
+            raise RuntimeError("PyTorch rounds otherwise on this processor")

@@ -128,6 +128,15 @@ def _variances(members, begin, into, total):
 
 
 @_kernel
+def multiply_and_add(a_at, b_at, c_at, count, factor, out_at):
+    """a + factor·b·c, for a comparison with PyTorch's."""
+    a, b, c = _array(a_at, count), _array(b_at, count), _array(c_at, count)
+    out = _array(out_at, count)
+    for i in range(count):
+        out[i] = _fma(factor * b[i], c[i], a[i])
+
+
+@_kernel
 def elect(start_at, members, count, ready, above, most, limits, keys, offset, factors, weight,
           election, normalise, floor, scale, varying, out_at):
     """`zoo.fusion.weights.task_vectors.elected`, and θ₀ + λ times it. varying: the least variance
