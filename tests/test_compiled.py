@@ -16,6 +16,8 @@ import torch
 
 import zoo
 from zoo.fusion import compiled
+from zoo.fusion.weights import sce
+from zoo.fusion.weights.dare_linear import dare_linear
 from zoo.fusion.weights.task_vectors import elected
 from zoo.tensors import load_tensors, save_tensors
 
@@ -102,6 +104,26 @@ def test_signs_of_zeros_do_not_depend_on_the_cut() -> None:
             assert merged.signbit().sum() == 0
 
 
+def test_norms_are_added_up_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(70_001)
+    tensors = [start + torch.randn(70_001).exp() for _ in range(3)]
+    found = []
+    for loops in ("1", "0"):
+        monkeypatch.setenv("ZOO_COMPILED", loops)
+        compiled.expect(compiled.WORTH)
+        found.append(sce.measure(tensors, base=start, shape=(140_002,), measured=(),
+                                 select_topk=1.0))
+    assert torch.equal(*found)
+
+
+def test_gradients_pass() -> None:
+    compiled.expect(compiled.WORTH)
+    member = torch.randn(5, requires_grad=True)
+    dare_linear([member], base=torch.zeros(5), key="k", weight=[1.0], density=1.0).sum().backward()
+    assert member.grad.tolist() == [1.0] * 5
+
+
 def test_results_of_half_the_width(merged: Any) -> None:
     plain, loops = (merged("ties", loops, dtype="bfloat16", rounding="stochastic")
                     for loops in (False, True))
@@ -171,6 +193,8 @@ def test_where_it_cannot_be_used(
     script = prelude + f"""
 import os, warnings, zoo
 from zoo.fusion import compiled
+from zoo.fusion.weights import sce
+from zoo.fusion.weights.dare_linear import dare_linear
 from zoo.fusion.weights.task_vectors import elected
 warnings.simplefilter("always")
 compiled.WORTH = 0

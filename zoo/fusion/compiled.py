@@ -40,11 +40,12 @@ def used() -> bool:
 
 def kernels(*tensors: Tensor) -> ModuleType | None:
     """The module of kernels, if there is one, the merge is worth it, and these tensors are what it
-    takes: float32 in memory, of one shape."""
+    takes: float32 in memory, of one shape, that no gradient is wanted of."""
     global _used
     if _wanted and not _failed and all(
             tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-            and tensor.is_contiguous() and tensor.shape == tensors[0].shape for tensor in tensors):
+            and not tensor.requires_grad and tensor.is_contiguous()
+            and tensor.shape == tensors[0].shape for tensor in tensors):
         found = _kernels or _load()
         _used = found is not None
         return found

@@ -274,17 +274,10 @@ def note_variances(members, count, low, high, inside):
     return there, above, noted
 
 
-@numba.njit(fastmath={"reassoc"})
-def _sum_of_squares(values):
-    total = 0.0
-    for i in range(len(values)):
-        total += np.float64(values[i] * values[i])
-    return total
-
-
 @_kernel
 def add_squares(start_at, members, count, varying, sums):
-    """Add the squares of each task vector's entries that vary as much (see `elect`) to a sum."""
+    """Add the squares of each task vector's entries that vary as much (see `elect`) to BLOCK sums,
+    [members, BLOCK], one for every BLOCK-th entry."""
     zero, one = np.float32(0), np.float32(1)
     blocks = np.empty((2, BLOCK), np.float32)
     for begin in range(0, count, BLOCK):
@@ -299,9 +292,10 @@ def add_squares(start_at, members, count, varying, sums):
             chosen[:] = one
         for j in range(len(members)):
             member = _array(members[j] + 4 * begin, size)
+            lanes = sums[j, :size]
             for i in range(size):
-                vector[i] = (member[i] - start[i]) * chosen[i]
-            sums[j] += _sum_of_squares(vector)
+                value = (member[i] - start[i]) * chosen[i]
+                lanes[i] += np.float64(value * value)
 
 
 @_kernel

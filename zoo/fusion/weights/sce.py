@@ -26,6 +26,9 @@ from zoo.fusion.weights.task_vectors import (
     with_elected,
 )
 
+# So many sums are added up side by side, in one order with and without kernels: their blocks.
+_LANES = 512
+
 
 def sce(
     tensors: Sequence[Tensor],
@@ -131,12 +134,24 @@ def _squares(changes: Changes) -> Tensor:
     """‖τ̂ᵢ‖², float64 [M]."""
     kernels = compiled.kernels(changes.start, *changes.tensors)
     if kernels is None:
-        return torch.stack([doubled(vector.square_()).sum() for vector in changes])
-    sums = torch.zeros(len(changes.tensors), dtype=torch.float64)
+        return torch.stack([_sum_of_squares(vector) for vector in changes])
+    sums = np.zeros((len(changes.tensors), _LANES))
     members = np.array([tensor.data_ptr() for tensor in changes.tensors])
     kernels.add_squares(changes.start.data_ptr(), members, changes.start.numel(),
-                        np.float32(changes.varying), sums.numpy())
-    return sums
+                        np.float32(changes.varying), sums)
+    return torch.from_numpy(sums.sum(1))
+
+
+def _sum_of_squares(vector: Tensor) -> Tensor:
+    """‖τ̂‖², float64 []; on the CPU added up as the kernels do. vector: is changed."""
+    vector.square_()
+    if vector.device.type != "cpu":
+        return doubled(vector).sum()
+    squares = vector.detach().flatten().numpy()
+    whole = len(squares) // _LANES * _LANES
+    sums = squares[:whole].reshape(-1, _LANES).sum(0, dtype=np.float64)
+    sums[:len(squares) - whole] += squares[whole:]
+    return torch.from_numpy(sums[None].sum(1))[0]
 
 
 def _shares(squares: Tensor, convention: Convention) -> list[float]:
