@@ -72,8 +72,8 @@ def _load() -> ModuleType | None:
 def _want_same_roundings(kernels: ModuleType) -> None:
     """Raises RuntimeError where PyTorch rounds a product before it adds it, as on processors that
     have no operation for both."""
-    generator = torch.Generator().manual_seed(0)
-    a, b, c = torch.randn(3, 1037, generator=generator, device="cpu")  # some behind the last vector
+    generator = torch.Generator().manual_seed(0)  # of 1037 some lie behind the last vector
+    a, b, c = torch.randn(3, 1037, generator=generator, device="cpu", dtype=torch.float32)
     scale = torch.full_like(a, 0.3)
     for expected, by, factor in ((a.add(b, alpha=0.3), scale, 1.0),
                                  (a.addcmul(b, c, value=0.3), c, 0.3)):
