@@ -11,10 +11,13 @@ import pytest
 import torch
 
 import zoo
+from zoo.assembly.given import wants_repair
 from zoo.assembly.plans import OUTLOOKS
 from zoo.cli import main
 from zoo.errors import FusionError
 from zoo.model import Model
+from zoo.registry import find
+from zoo.specs import FusionSpec
 
 
 def net(seed: int = 0, **arguments: Any) -> Model:
@@ -98,6 +101,15 @@ def test_a_mask_does_not_make_members_incomparable() -> None:
     plan = zoo.plan([moved(base, 0.05, 1), moved(base, 0.05, 2)], base=base)
     assert plan.pairs[0].cosine > 0.9
     assert plan.verdict("average").outlook.startswith("likely")
+
+
+def test_a_mask_does_not_hide_separate_starts() -> None:
+    models = [net(1), net(2)]
+    for model in models:
+        mask = torch.full((3, 3), float("-inf")).triu(1)
+        next(model.each_member()).net.register_buffer("mask", mask)
+    assert zoo.plan(models).verdict("average").outlook == "likely to hurt"
+    assert wants_repair(find("average", FusionSpec), models, "auto")
 
 
 @pytest.mark.parametrize(("members", "message"), [

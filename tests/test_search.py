@@ -124,6 +124,13 @@ def test_the_best_scale_is_found_and_the_curve_is_kept() -> None:
         torch.testing.assert_close(made(batch), same(batch))
 
 
+def test_what_can_look_at_images_does_not_look_at_those_that_judge() -> None:
+    _, one, two = models()
+    made = zoo.fuse([one, two], "rebasin", data=images(),
+                    search={"matching": ["weights", "activations"]})
+    assert made.recipe["search"]["images"] == 60
+
+
 def test_the_result_is_no_worse_than_the_best_member() -> None:
     base, one, two = models()
     made = zoo.fuse([base, one, two], "task_arithmetic", base=base, data=images(),

@@ -114,7 +114,7 @@ def parted(
 ) -> tuple[ImageData, ImageData]:
     """The images that a fusion may look at, and those that judge it: halves, or all of them twice
     where neither the strategy nor batch norm nor a repair would look at any."""
-    looks = bool(spec.uses & {"data", "labels"}) or repairing or (
+    looks = bool((spec.uses | spec.can_use) & {"data", "labels"}) or repairing or (
         norms in ("auto", "reestimated") and bool(norm_keys(network(model))))
     return images.split(0.5) if looks else (images, images)
 
@@ -125,7 +125,8 @@ def _apart(models: Sequence[Model]) -> bool:
     net = network(models[0])
     heads = classifier_keys(net)
     keys = [key for key, tensor in net.state_dict().items()
-            if tensor.is_floating_point() and tensor.ndim > 1 and key not in heads]
+            if tensor.is_floating_point() and tensor.ndim > 1 and key not in heads
+            and bool(tensor.isfinite().all())]  # no mask, which is the same in all
     gram = torch.zeros(len(models), len(models), dtype=torch.float64)
     states = [network(model).state_dict() for model in models]
     for key in keys:

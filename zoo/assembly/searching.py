@@ -66,8 +66,8 @@ def search_weights(
     Half of the data judges, by accuracy, and by NLL where that is the same. Strategies that learn,
     and new statistics of batch norm, see the other half; without any, all of the data judges. Batch
     norm is treated as `norms` says, in members too; so on the images that judge the result is no
-    worse than the best member. alone: the
-    members as they are, where those to fuse had to be brought to one image size.
+    worse than the best member. alone: the members as they are, where those to fuse had to be
+    brought to one image size.
     """
     check_classes(spec.name, [f"member {number}" for number in range(1, len(models) + 1)],
                   [model.classes for model in models])
