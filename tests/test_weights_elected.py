@@ -77,6 +77,13 @@ def test_sce_against_its_definition(select: float, convention: str) -> None:
                                    atol=3e-7 if small < 1 else 2e-6)
 
 
+def test_shares_that_are_nothing_in_float32_make_no_nan() -> None:
+    small, large = torch.zeros(4), torch.zeros(4)
+    small[0], large[1] = 1e-20, 1e6
+    found = sce([small, large], base=torch.zeros(4), key="k", weight=[0.5, 0.5], select_topk=1.0)
+    assert found.tolist() == [0, 1e6, 0, 0]
+
+
 def test_sce_selects_where_members_differ() -> None:
     base = torch.zeros(4)
     one, other = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 1.0, -4.0])

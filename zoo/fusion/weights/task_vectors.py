@@ -23,6 +23,7 @@ from zoo.options import PerMember
 Convention: TypeAlias = Literal["paper", "mergekit"]
 Election: TypeAlias = Literal["sum", "count", "unweighted"]
 _ELECTIONS = ("sum", "count", "unweighted")  # in the order of the kernels
+_LEAST = 2.0**-149  # above zero in float32
 
 
 def task_vectors(tensors: Iterable[Tensor], start: Tensor) -> Iterator[Tensor]:
@@ -245,7 +246,7 @@ def elected(
 
 def _floor(weight: Sequence[float]) -> float:
     """Under which there is only zero, of no votes; 0 where there is no such number."""
-    return min(filter(None, weight), default=1) if min(weight) >= 0 else 0
+    return max(min(filter(None, weight), default=1), _LEAST) if min(weight) >= 0 else 0
 
 
 def _add(total: Tensor | None, part: Tensor, factor: float = 1) -> Tensor:
