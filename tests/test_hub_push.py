@@ -18,7 +18,8 @@ import torch
 from hub import Fault, Hub
 from hub.client import environment
 from hub.repositories import Refused
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
+from safetensors.torch import load_file, save_file
 from small_models import fused, saved
 
 import zoo
@@ -231,6 +232,34 @@ class TestWhatDoesNotGoUp:
         with pytest.raises(zoo.ZooError, match=r"push takes a zoo\.Model or the folder of one"):
             zoo.push(3, "me/fused")  # type: ignore[arg-type]
         assert hub.log == []
+
+    def test_weights_that_nobody_could_load(self, hub: Hub, folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["norm.bias"] += 1
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(HubError, match="has changed since the model was saved") as caught:
+            zoo.push(folder, "me/fused")
+        assert caught.value.reason == "files" and hub.log == []
+        zoo.save(zoo.load(folder, device="cpu"), folder)
+        zoo.push(folder, "me/fused")
+
+    def test_a_commit_is_made_on_a_branch(self, hub: Hub, folder: Path) -> None:
+        commit = zoo.push(folder, "me/fused").commit
+        HfApi().create_tag("me/fused", tag="v1")
+        (folder / "README.md").write_text(MINE)
+        for revision, told in [("v1", "v1 is no branch"), (commit, "is no branch"),
+                               ("refs/heads/main", "is no branch"),
+                               ("refs/pr/1", "there is no pull request refs/pr/1; create_pr=True")]:
+            with pytest.raises(HubError, match=told) as caught:
+                zoo.push(folder, "me/fused", exist_ok=True, revision=revision)
+            assert caught.value.reason == "revision"
+        assert commits(hub, "me/fused") == 1
+        zoo.push(folder, "me/fused", create_pr=True)
+        (folder / "README.md").write_text(MINE + "Better.")
+        zoo.push(folder, "me/fused@refs/pr/1")
+        assert {ref: hub.store.repositories["me/fused"].commit_of(ref).oid == commit
+                for ref in hub.store.repositories["me/fused"].refs} == {
+            "refs/heads/main": True, "refs/tags/v1": True, "refs/pr/1": False}
 
     def test_licences(self, hub: Hub, tmp_path: Path) -> None:
         def model(*licences: str | None) -> zoo.Model:

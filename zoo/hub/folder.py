@@ -17,7 +17,7 @@ from zoo.model import Model
 from zoo.store import load, read_config, save
 from zoo.store.card import published
 from zoo.store.contents import CARD, CONFIG, is_ignored, is_licence, is_published
-from zoo.store.fetching import origin_of
+from zoo.store.fetching import origin_of, recorded_hashes
 from zoo.store.folders import card_of
 from zoo.store.hashes import git_oid, sha256_of
 from zoo.store.licences import terms
@@ -116,8 +116,16 @@ def uploads(folder: Path, repository: str, licence: str | None) -> list[Upload]:
         raise HubError(repository, "files", f"{folder} has no {CARD}, the page that people see; "
                        "zoo.save writes one")
     text = published(card.read_text("utf-8"), repository, _licence(repository, config, licence))
-    return [_upload(file, text.encode() if file.name == CARD else None)
-            for file in sorted(folder.iterdir()) if not is_ignored(file.name)]
+    found = [_upload(file, text.encode() if file.name == CARD else None)
+             for file in sorted(folder.iterdir()) if not is_ignored(file.name)]
+    recorded = recorded_hashes(folder)
+    for each in found:
+        if recorded.get(each.name, each.sha256) != each.sha256:
+            raise HubError(repository, "files", f"{each.name} in {folder} has changed since the "
+                           "model was saved, and nobody could load it: config.json records sha256 "
+                           f"{recorded[each.name][:12]}…, the file has {each.sha256[:12]}…. If "
+                           "that is meant, save it again: zoo.save(zoo.load(folder), out)")
+    return found
 
 
 def _upload(file: Path, content: bytes | None) -> Upload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,6 +119,7 @@ def push(
                         linked=tuple(dict.fromkeys(str(link.address) for link in links)))
         if same:
             return replace(answer, commit=there.commit, url=_url(api, name, str(there.commit)))
+        _want_branch(api, name, revision, there)
         may_replace = exist_ok or create_pr or answer.revision.startswith("refs/pr/")
         _want_allowed(name, there, create_pr, may_replace)
         sentences = closed(api, (link.address for link in links), name,
@@ -157,6 +159,23 @@ def _want_allowed(name: str, there: Standing, create_pr: bool, may_replace: bool
         raise HubError(name, "taken", "the repository is there already, with something else in "
                        "it; choose another name, say exist_ok=True (--exist-ok) to replace it, or "
                        "create_pr=True (--create-pr) to propose it")
+
+
+def _want_branch(api: HfApi, name: str, revision: str | None, there: Standing) -> None:
+    """Whether a commit can be made there: on a branch, new or not, or an open pull request."""
+    if revision in (None, "", "main"):
+        return
+    given = str(revision)
+    if given.startswith("refs/pr/") and there.commit is None:
+        raise HubError(name, "revision", f"there is no pull request {given}; create_pr=True "
+                       "(--create-pr) opens one")
+    named = given.startswith("refs/") or re.fullmatch("[0-9a-f]{40}", given)
+    if not named and there.commit is not None:
+        refs = asked(name, lambda: api.list_repo_refs(name))
+        named = given not in {branch.name for branch in refs.branches}
+    if named and not given.startswith("refs/pr/"):
+        raise HubError(name, "revision", f"{given} is no branch, and a commit is made on one; name "
+                       "a branch, which is made if it is not there")
 
 
 def _prepare(api: HfApi, name: str, there: Standing, private: bool | None,

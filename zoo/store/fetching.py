@@ -193,7 +193,7 @@ def _want_unchanged(address: Address, folder: Path, arrived: Arrived) -> Mapping
                 f"{address}: {file.name} is not what the Hub has at commit {folder.name}: it was "
                 "damaged on the way or on this disk. The copy is deleted; run the same again to "
                 "fetch it anew")
-    for name, hash_ in _recorded(folder).items():
+    for name, hash_ in recorded_hashes(folder).items():
         file = folder / name
         if "/" in name or not file.is_file():
             continue
@@ -206,7 +206,7 @@ def _want_unchanged(address: Address, folder: Path, arrived: Arrived) -> Mapping
     return known
 
 
-def _recorded(folder: Path) -> Mapping[str, str]:
+def recorded_hashes(folder: Path) -> Mapping[str, str]:
     """File name → sha256, as the model's provenance has them."""
     try:
         told: Any = json.loads((folder / CONFIG).read_text("utf-8"))
