@@ -17,6 +17,7 @@ import yaml
 from hub import Hub
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from PIL import Image
 from small_models import fused
 from torch.utils.data import TensorDataset
 
@@ -232,13 +233,45 @@ class TestTrust:
                                 "data": ["C:\\Users\\jo\\d.csv", "folder:/home/jo/pics", "a/b",
                                          "https://host.org/x/y", "planted-token"]}
         model.recipe["sources"][0]["name"] = "local-dir:/home/jo/models/first"
-        text = card(zoo.save(model, tmp_path / "m",
-                             evaluations={"/home/jo/other": measured, "fused": measured}))
+        text = card(zoo.save(model, tmp_path / "m", evaluations={
+            "/home/jo/other": measured, f"with {token}": measured, "fused": measured}))
         for secret in ("jo", token, "planted-token", str(Path.home()), str(tmp_path)):
-            assert secret not in text.replace("join", "")
+            assert secret not in text.replace("join", "").replace("\\", "")
         made = json.loads(text.split("```json\n")[1].split("\n```")[0])
         assert made["note"]["data"][:4] == ["d.csv", "pics", "a/b", "https://host.org/x/y"]
         assert rows(text, "Measured")[2][0] == "other"
+
+
+class TestHowToUseIt:
+    @pytest.mark.parametrize("in_chans", [3, 4])
+    def test_what_it_shows_runs_as_it_stands(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+        in_chans: int,
+    ) -> None:
+        model = zoo.backbone("test_vit", classes=["cat", "dog"], in_chans=in_chans, image_size=32,
+                             seed=1, device="cpu")
+        text = card(zoo.save(model, tmp_path / "path" / "to" / "this" / "folder"))
+        monkeypatch.chdir(tmp_path)
+        shown = [each.split("```")[0] for each in text.split("```python\n")[1:]]
+        exec(shown.pop(0), {})
+        assert capsys.readouterr().out.strip() in ("cat", "dog")
+        plain = [each for each in shown if "timm" in each]
+        assert len(plain) == (in_chans == 3)
+        for each in plain:
+            space: dict[str, Any] = {}
+            exec(each, space)
+            assert not space["net"].training
+            assert space["transform"](Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+
+    def test_thousands_of_classes_do_not_bury_it(self, tmp_path: Path) -> None:
+        members = [zoo.backbone("test_vit", classes=[f"kind {n}" for n in range(3000)],
+                                image_size=32, seed=seed, device="cpu") for seed in (1, 2)]
+        text = card(zoo.save(zoo.fuse(members, "average"), tmp_path / "m"))
+        made = json.loads(text.split("```json\n")[1].split("\n```")[0])
+        assert made["sources"][1]["recipe"]["fresh"]["classes"] == [
+            "kind 0", "kind 1", "kind 2", "… 3,000 in all: config.json has them"]
+        assert len(text) < 5000
+        assert zoo.reproduce(tmp_path / "m").reproduced
 
 
 class TestWhereItComesFrom:

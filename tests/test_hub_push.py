@@ -239,7 +239,7 @@ class TestWhatDoesNotGoUp:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(HubError, match="has changed since the model was saved") as caught:
             zoo.push(folder, "me/fused")
-        assert caught.value.reason == "files" and hub.log == []
+        assert (caught.value.reason, hub.log) == ("files", [])
         zoo.save(zoo.load(folder, device="cpu"), folder)
         zoo.push(folder, "me/fused")
 

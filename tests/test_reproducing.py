@@ -278,6 +278,25 @@ def test_a_new_head_does_not_depend_on_how_members_are_given(
     assert torch.equal(*heads)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(folders: list[Path], tmp_path: Path, dtype: torch.dtype) -> None:
+    built = [zoo.backbone("test_vit", num_classes=3, image_size=32, device="cpu", seed=seed,
+                          dtype=dtype) for seed in (1, 2)]
+    loaded = [zoo.load(folder, device="cpu", dtype=dtype) for folder in folders]
+    rounded = zoo.fuse([zoo.load(folder, device="cpu") for folder in folders], "average").to(dtype)
+    given = {"1": folders[0], "2": folders[1]}
+    for number, (model, sources) in enumerate([
+            (zoo.fuse(built, "average"), {}), (zoo.fuse(loaded, "average"), given),
+            (zoo.fuse(loaded, "mean"), given), (rounded, given)]):
+        saved = zoo.save(model, tmp_path / str(number))
+        done = zoo.reproduce(saved, sources=sources)
+        assert (done.reproduced, done.close, done.tolerance) == (True, 0, 0), number
+    assert done.notes == (f"it was saved in {str(dtype)[6:]}, and is compared after the same "
+                          "rounding",)
+    with pytest.raises(ProvenanceError, match="it has other weights than those that were fused"):
+        zoo.reproduce(saved, sources={"1": folders[1], "2": folders[0]})
+
+
 def test_compared() -> None:
     saved = {"same": torch.tensor([1.0, float("nan")]), "close": torch.tensor([2.0, 0.0]),
              "far": torch.tensor([2.0]), "zero": torch.tensor([0.0]), "int": torch.tensor([100]),

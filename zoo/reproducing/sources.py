@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zoo.assembly import backbone
 from zoo.blueprints import Blueprint
 from zoo.errors import BadName, ProvenanceError, UnknownName, ZooError
@@ -81,7 +83,7 @@ def found(
                 raise
             problems.append(str(error))
             continue
-        if wanted is not None and digest(network(model).state_dict()) != wanted:
+        if wanted is not None and not _rounded_to(model, wanted):
             problems.append("")
         elif "model" in told and _acts(model.describe()) != _acts(told["model"]):
             problems.append("it has the right weights and is built otherwise: another image size, "
@@ -93,6 +95,20 @@ def found(
                               f"{str(wanted)[:12]}…)")
         raise ProvenanceError(reference, f"{place} is not {who}: {why}")
     raise ProvenanceError(reference, _why(who, told, label, problems))
+
+
+def _rounded_to(model: Model, wanted: str) -> bool:
+    """Whether these are its weights, as they are or in the half precision in which it was built or
+    loaded; then they are rounded to it."""
+    if digest(network(model).state_dict()) == wanted:
+        return True
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                   for key, tensor in network(model).state_dict().items()}
+        if digest(rounded) == wanted:
+            model.to(dtype=dtype)
+            return True
+    return False
 
 
 def _acts(described: Mapping[str, Any]) -> Any:

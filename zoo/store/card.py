@@ -31,6 +31,7 @@ from zoo.store.private import public
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 # What Markdown, with GitHub's additions, makes something of: links that are only typed too.
 _PUNCTUATION = re.compile(r"([\\`*_{}\[\]#|!~$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+_MANY, _SHOWN = 20, 3  # names in a list; of a longer one, those that the page has
 _PLAIN = re.compile(r"[\w./@:+-]+")
 
 
@@ -64,7 +65,9 @@ def model_card(
         limits=_limits(model, made, measured),
         licences=list(dict.fromkeys(pretrained([made["sources"], made.get("base")]))),
         terms=_terms(licence, problem), provenance=list(_provenance(made)),
-        made=Markup(json.dumps(public(made), indent=2)),
+        made=Markup(json.dumps(_few_names(public(made)), indent=2)),
+        images_like=f"{model.in_chans}, {model.image_size}, {model.image_size}",
+        channels=model.in_chans,
     )
     return without_token(text)
 
@@ -115,8 +118,20 @@ def _code(value: Any) -> Markup:
     return Markup(f"`{text}`") if _PLAIN.fullmatch(text) else _escaped(text)
 
 
+def _few_names(told: Any) -> Any:
+    """The same with what follows the first names of a long list counted: there may be thousands of
+    classes, of each source."""
+    if isinstance(told, Mapping):
+        return {key: _few_names(each) for key, each in told.items()}
+    if not isinstance(told, list):
+        return told
+    if len(told) > _MANY and all(isinstance(each, str) for each in told):
+        return [*told[:_SHOWN], f"… {len(told):,} in all: config.json has them"]
+    return [_few_names(each) for each in told]
+
+
 def _line(value: Any) -> str:
-    text = str(public(value))
+    text = without_token(str(public(value)))  # before a backslash stands inside a token
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
