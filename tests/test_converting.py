@@ -74,7 +74,7 @@ def test_where_the_weights_lie(tmp_path: Path) -> None:
         converted(both, "ema")
     with pytest.raises(FormatError, match="holds no mapping of names to tensors"):
         converted([torch.ones(1)])
-    with pytest.raises(FormatError, match="has no tensors in it"):
+    with pytest.raises(FormatError, match="has no tensors with names in it"):
         converted({"epoch": 3})
 
 
@@ -102,6 +102,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (tmp_path / "x.pt").write_bytes(data)
         assert why(tmp_path / "x.pt")
     assert why(tmp_path / "gone.pt") == "there is no such file"
+    assert why(tmp_path) == "is a folder; name one of its files"
+    assert why(pickled(tmp_path / "x.pt", {1: torch.ones(1)})) == "has no tensors with names in it"
     with pytest.raises(FormatError, match=r"ends in '\.safetensors'"):
         convert_pickle(pickled(tmp_path / "x.pt", {"a": torch.ones(1)}), tmp_path / "out.pt")
     assert not (tmp_path / "ran").exists()

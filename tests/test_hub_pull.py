@@ -116,9 +116,32 @@ def test_two_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_name_that_the_hub_cannot_have(hub: Hub) -> None:
-    with pytest.raises(WeightsError, match=r"hf-hub:org/a--b cannot be had: .*Cannot have --"):
+    with pytest.raises(WeightsError, match="a--b cannot be had: the Hub has no such names: Ca"):
         zoo.load("hf-hub:org/a--b", device="cpu")
     assert hub.log == []
+
+
+@pytest.mark.parametrize(("files", "says"), [
+    (["pytorch_model.bin", "config.json"], r"hf-hub:org/x: has its weights as pickles only "
+     r"\(pytorch_model\.bin\), which .* never fetched; .*`zoo convert`"),
+    (["model.gguf", "README.md"], "is no model that zoo reads: it has no safetensors beside its "
+     "page, but README.md, model.gguf"),
+    ([], "it has no safetensors beside its page, but nothing"),
+])
+def test_a_repository_without_weights_that_are_read(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], says: str
+) -> None:
+    (tmp_path / "x").mkdir()
+    for name in files:
+        (tmp_path / "x" / name).write_text("{}")
+    hub.store.seed("org/x", tmp_path / "x")
+    for get in (zoo.load, zoo.pull):
+        with pytest.raises(FormatError, match=says):
+            get("hf-hub:org/x")
+    assert hub.called("blob") == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="load it once while online"):
+        zoo.load("hf-hub:org/x")
 
 
 def test_gated_and_private_say_what_to_do(
@@ -192,7 +215,7 @@ class TestPull:
     def test_what_is_no_model(self, hub: Hub, folder: Path, tmp_path: Path) -> None:
         (folder / "model.safetensors").unlink()
         hub.store.seed("org/name", folder)
-        with pytest.raises(FormatError, match=r"model\.safetensors"):
+        with pytest.raises(FormatError, match="it has no safetensors beside its page"):
             zoo.pull("org/name", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

@@ -400,6 +400,14 @@ class TestErrors:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert self.refused(folder).reason == "offline"
 
+    def test_an_endpoint_that_is_no_address(
+        self, hub: Hub, folder: Path, me: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url.removeprefix("http://"))
+        with pytest.raises(HubError, match="HF_ENDPOINT is no address of a Hub") as caught:
+            zoo.push(folder, "me/fused", dry_run=True)
+        assert caught.value.reason == "offline"
+
     def test_disk_full(self, hub: Hub, me: str, monkeypatch: pytest.MonkeyPatch) -> None:
         full = shutil._ntuple_diskusage(100, 100, 0)
         monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: full)
@@ -457,9 +465,15 @@ class TestErrors:
 
     def test_names_and_options(self, hub: Hub, folder: Path, me: str) -> None:
         for name, message in [("fused", "a repository on the Hub is 'org/name'"),
-                              ("a/b/c", "a Hub address is"), ("me/fused@", "nothing follows")]:
-            with pytest.raises(BadName, match=message):
+                              ("a/b/c", "a Hub address is"), ("me/fused@", "nothing follows"),
+                              ("https://huggingface.co/me/fused/tree/main",
+                               "write 'hf-hub:me/fused@main'"),
+                              ("huggingface.co/me/fused", "write 'hf-hub:me/fused'")]:
+            with pytest.raises(BadName, match=message) as caught:
                 zoo.push(folder, name)
+            assert caught.value.given == name
+        with pytest.raises(BadName, match="None' is not a name: a repository on the Hub is"):
+            zoo.push(folder, None)  # type: ignore[arg-type]
         with pytest.raises(OptionError, match="a pull request goes against main"):
             zoo.push(folder, "me/fused@dev", create_pr=True)
         with pytest.raises(OptionError, match="the revision is both 'dev' and 'x'"):
@@ -511,6 +525,16 @@ def echo(token: str) -> Callable[..., None]:
         raise Refused(403, f"The token {token} has no business here")
 
     return refuse
+
+
+@pytest.mark.parametrize("token", ["hf_plänted", "hf_€€€€€€"])
+def test_a_token_that_cannot_be_sent(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match="the token has characters that no token has") as caught:
+        zoo.push(folder, "me/fused")
+    assert (caught.value.reason, token in str(caught.value)) == ("login", False)
 
 
 def test_the_command(

@@ -43,6 +43,12 @@ def test_printing_gives_the_spelling_back(spelling: str) -> None:
     ("hf-hb:org/name", "'hf-hb' is no address scheme; did you mean 'hf-hub'?"),
     ("hf-hub:", "nothing follows the colon"),
     ("hf-hub:org/name@", "nothing follows the '@'"),
+    ("https://huggingface.co/org/name", "it is the address of a page; write 'hf-hub:org/name'"),
+    ("https://huggingface.co/org/name/tree/dev%2Fx", "; write 'hf-hub:org/name@dev/x'"),
+    ("http://hf.co/org/name/blob/main/a/config.json?x=1#L2", "; write 'hf-hub:org/name@main'"),
+    ("hf-hub:https://huggingface.co/org/name/", "; write 'hf-hub:org/name'"),
+    ("https://huggingface.co/datasets/org/name", "'https' is no address scheme"),
+    ("https://host.org/org/name.csv", "'https' is no address scheme"),
     ("hf-hub:../../etc", "a Hub address is 'hf-hub:org/name' or 'hf-hub:org/name@revision'"),
 ])
 def test_what_is_no_name_says_why_and_what_to_write(given: str, message: str) -> None:

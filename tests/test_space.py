@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -106,6 +107,14 @@ def test_no_app_of_what_cannot_be_shown(seeded: Hub, tmp_path: Path) -> None:
     seeded.store.seed("me/data", other)
     with pytest.raises(HubError, match=r"me/data: it has no config\.json"):
         write_space("me/fused", tmp_path / "app", beside=["me/data"])
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    seeded.store.seed("me/bert", other)
+    with pytest.raises(FormatError, match="is no model that zoo reads"):
+        write_space("me/bert", tmp_path / "app")
+    shutil.copy(zoo.pull("me/fused") / "model.safetensors", other)
+    seeded.store.seed("me/bert", other)
+    with pytest.raises(FormatError, match="is not a model of zoo or timm"):
+        write_space("me/bert", tmp_path / "app")
     assert not (tmp_path / "app").exists()
     with pytest.raises(FormatError, match="a folder with other things in it"):
         write_space("me/fused", other)

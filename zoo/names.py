@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import unquote
 
 from zoo.errors import BadName
 
@@ -23,6 +24,9 @@ DATA_SCHEMES = ("folder", "csv", "hfds", "wds", "torch")
 _NAMESPACE = re.compile(r"[a-z][a-z0-9-]*")
 _LOCAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _DRIVE = re.compile(r"[A-Za-z]:([\\/]|$)")
+# A page of the Hub, as a browser has its address: repository and revision.
+_PAGE = re.compile(r"(?:hf-hub:)?(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/"
+                   r"([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve|commit)/([\w.%-]+))?(?:[/?#].*)?")
 _SCHEME = re.compile(r"([a-z][a-z0-9-]+):(.*)", re.DOTALL)
 
 
@@ -122,6 +126,10 @@ def natural(text: str) -> tuple[list[int | str], str]:
 
 
 def _address(text: str, scheme: str, location: str) -> Address:
+    page = _PAGE.fullmatch(location if scheme == "hf-hub" else text)
+    if page and not page[1].startswith(("datasets/", "spaces/")):
+        found = Address("hf-hub", page[1], page[2] and unquote(page[2]))
+        raise BadName(text, f"it is the address of a page; write {str(found)!r}")
     if scheme not in (*MODEL_SCHEMES, *DATA_SCHEMES):
         near = suggest(scheme, (*MODEL_SCHEMES, *DATA_SCHEMES))
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MODEL_SCHEMES)}"

@@ -163,17 +163,19 @@ def _want_allowed(name: str, there: Standing, create_pr: bool, may_replace: bool
 
 def _want_branch(api: HfApi, name: str, revision: str | None, there: Standing) -> None:
     """Whether a commit can be made there: on a branch, new or not, or an open pull request."""
-    if revision in (None, "", "main"):
+    if revision in (None, "main"):
         return
     given = str(revision)
-    if given.startswith("refs/pr/") and there.commit is None:
-        raise HubError(name, "revision", f"there is no pull request {given}; create_pr=True "
-                       "(--create-pr) opens one")
-    named = given.startswith("refs/") or re.fullmatch("[0-9a-f]{40}", given)
-    if not named and there.commit is not None:
+    if given.startswith("refs/pr/"):
+        if there.commit is None:
+            raise HubError(name, "revision", f"there is no pull request {given}; create_pr=True "
+                           "(--create-pr) opens one")
+        return
+    other = given.startswith("refs/") or bool(re.fullmatch("[0-9a-f]{40}", given))
+    if not other and there.commit is not None:
         refs = asked(name, lambda: api.list_repo_refs(name))
-        named = given not in {branch.name for branch in refs.branches}
-    if named and not given.startswith("refs/pr/"):
+        other = given not in {branch.name for branch in refs.branches}
+    if other:
         raise HubError(name, "revision", f"{given} is no branch, and a commit is made on one; name "
                        "a branch, which is made if it is not there")
 

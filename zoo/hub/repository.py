@@ -40,7 +40,12 @@ class Standing:
 def repository_of(given: str) -> tuple[str, str | None]:
     """`org/name`, `org/name@rev` or the address of either: repository and revision. Raises BadName
     for anything else."""
-    reference = parse(given if given.startswith("hf-hub:") else f"hf-hub:{given}")
+    if not isinstance(given, str):
+        raise BadName(repr(given), "a repository on the Hub is 'org/name', as text")
+    try:
+        reference = parse(given if given.startswith("hf-hub:") else f"hf-hub:{given}")
+    except BadName as error:
+        raise BadName(given, error.problem) from None
     assert isinstance(reference, Address)
     if "/" not in reference.location:
         raise BadName(given, "a repository on the Hub is 'org/name', and your own are 'you/name'")

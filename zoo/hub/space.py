@@ -14,7 +14,9 @@ from zoo.errors import FormatError, HubError
 from zoo.hub.repository import api_for, asked, repository_of, standing
 from zoo.hub.space_app import app_text
 from zoo.names import Address
+from zoo.store import read_config
 from zoo.store.contents import CONFIG
+from zoo.store.fetching import hub_folder
 from zoo.store.hashes import git_oid
 
 GRADIO = "6.31.0"  # what the app was tried with
@@ -29,8 +31,8 @@ def write_space(
     repository: the model, `org/name` or `org/name@rev`. out: the folder, replaced if it is an
     earlier Space and nothing else. beside: other models of the Hub whose answers are shown too;
     those inside a fusion of outputs are anyway.
-    Gives the folder. Raises HubError when the Hub has no such model, FormatError when `out` holds
-    other things.
+    Gives the folder. Raises HubError when the Hub has no such model, WeightsError when it cannot be
+    had, FormatError when it is of another kind or `out` holds other things.
     """
     model = _address(repository)
     others = [_address(each) for each in beside]
@@ -126,6 +128,9 @@ def _want_models(addresses: Iterable[Address]) -> None:
                     else "the Hub has no such repository or revision, or it is private; push the "
                     "model first, check the name, or log in")
             raise HubError(each.location, "files" if found.commit else "missing", what)
+        if not any(name.endswith(".safetensors") for name in found.files):
+            raise FormatError(str(each), "is no model that zoo reads: it has no safetensors")
+        read_config(hub_folder(each, only={CONFIG: ""})[0])
 
 
 def _is_only_a_space(folder: Path) -> bool:

@@ -122,6 +122,13 @@ def _known(error: BaseException, attempt: int) -> Refusal | None:
     if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
         return Refusal("refused", "the Hub does not accept the card: "
                        + " ".join(without_token(str(error), error).split()))
+    if isinstance(error, errors.HFValidationError):
+        return Refusal("other", "the Hub has no such names: " + _first_line(error).rstrip("."))
+    if isinstance(error, UnicodeEncodeError):  # of a header
+        return Refusal("login", "the token has characters that no token has; run `hf auth login`, "
+                       "or set HF_TOKEN anew")
+    if "UnsupportedProtocol" in names:
+        return Refusal("offline", "HF_ENDPOINT is no address of a Hub: it begins with https://")
     if isinstance(error, json.JSONDecodeError):
         return Refusal("busy", "the Hub's answer could not be read; try again", 2.0 ** attempt)
     if isinstance(error, errors.OfflineModeIsEnabled) or "ConnectError" in names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any, TypeAlias, TypeVar
 import yaml
 
 from zoo.downloads import forget_store, guard_client
-from zoo.errors import WeightsError
+from zoo.errors import FormatError, WeightsError
 from zoo.names import Address
 from zoo.progress import task
 from zoo.store.answers import patiently, refusal
 from zoo.store.arriving import Arrived, hashed_on_arrival
 from zoo.store.contents import CARD, CONFIG, FETCHED, NOT_FETCHED, ORIGIN
 from zoo.store.hashes import git_oid, sha256_of
+from zoo.tensors.reading import PICKLES
 
 # A repository's folder on this machine, and which repository and commit that is.
 Fetched: TypeAlias = tuple[Path, dict[str, str]]
@@ -64,7 +65,8 @@ def hub_folder(
     quiet: without the client's own progress bars. only: fetch no other files than these; of each
     the sha256 that it must have, `""` where it may be missing and have any. most: bytes that
     these may have, as the Hub tells before they are fetched; what is in the cache is not asked for.
-    Raises WeightsError when it cannot be had, is not complete, or has changed.
+    Raises WeightsError when it cannot be had, is not complete, or has changed, FormatError when it
+    has no weights that zoo reads.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.file_download import repo_folder_name
@@ -93,8 +95,10 @@ def hub_folder(
     for name, hash_ in (only or {}).items():
         if hash_ and not (folder / name).is_file():
             raise WeightsError(f"{address} has no {name} any more; ask its owner")
+    if not only and not any(folder.glob("*.safetensors")):
+        raise _without_weights(address, folder.name)
     if not folder.is_dir():
-        raise WeightsError(f"{address} has none of {', '.join(only or FETCHED)}")
+        raise WeightsError(f"{address} has none of {', '.join(only or ())}")
     _want_whole(address, folder)
     known = _want_unchanged(address, folder, arrived)
     for name, hash_ in (only or {}).items():
@@ -132,6 +136,30 @@ def _why(error: Exception) -> str:
                                     and isinstance(error, errors.LocalEntryNotFoundError)):
         return "the Hub cannot be reached and it is not in the cache; load it once while online"
     return told.sentence
+
+
+def _without_weights(address: Address, commit: str) -> FormatError | WeightsError:
+    """What to say of a repository that has no weights which zoo reads: what it has."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = patiently(lambda: HfApi().list_repo_files(address.location, revision=commit))
+    except Exception:  # what it has is not known then
+        return WeightsError(f"{address} has no safetensors, as far as the cache knows; load it "
+                            "once while online")
+    pickles = [name for name in names if Path(name).suffix in PICKLES]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        return FormatError(str(address), f"has its weights as pickles only ({_few(pickles)}), "
+                           "which can run any program on the machine that reads them and are never "
+                           "fetched; ask its owner for safetensors, or download one yourself: "
+                           "`zoo convert` writes its tensors")
+    there = _few([name for name in names if name != ".gitattributes"]) or "nothing"
+    return FormatError(str(address), "is no model that zoo reads: it has no safetensors beside its "
+                       f"page, but {there}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
 
 
 def _want_small(address: Address, only: Iterable[str], most: int) -> None:

@@ -56,7 +56,8 @@ def convert_pickle(
     """
     file, out = Path(file).expanduser(), Path(out).expanduser()
     if not file.is_file():
-        raise FormatError(file, "there is no such file")
+        raise FormatError(file, "is a folder; name one of its files" if file.is_dir()
+                          else "there is no such file")
     if out.suffix != ".safetensors":
         raise FormatError(out, "the name of a safetensors file ends in '.safetensors'")
     found = _mapping(_read(file))
@@ -149,7 +150,7 @@ def _only(file: Path, found: Mapping[Any, Any]) -> tuple[str, Mapping[Any, Any]]
     if len(candidates) == 1:
         return next(iter(candidates.items()))
     if not candidates:
-        raise FormatError(file, "has no tensors in it")
+        raise FormatError(file, "has no tensors with names in it")
     raise OptionError("convert", f"{file.name} has weights in several places; {_places(found)}")
 
 
@@ -171,4 +172,5 @@ def _nested(found: Mapping[Any, Any], above: str = "", depth: int = 1) -> Iterat
 
 
 def _has_tensors(found: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in found.values())
+    return any(isinstance(value, Tensor) for name, value in found.items()
+               if isinstance(name, str))
