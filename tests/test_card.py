@@ -295,7 +295,7 @@ class TestWhereItComesFrom:
         told = card(folder).split("## Licences")[1].split("## ")[0]
         assert "The strictest of them holds for this model: cc-by-nc-4.0. Commercial use is" in told
         assert {tuple(row) for row in rows(card(folder), "Licences")} >= {
-            ("`timm/x`", "cc-by-nc-4.0"), ("`timm/test_vit.r160_in1k`", "mit")}
+            ("`timm/x.in1k`", "cc-by-nc-4.0"), ("`org/two`", "mit")}
 
     @pytest.mark.parametrize(("licences", "says"), [
         (("mit", None), "No licence follows from these: the licence of"),
@@ -310,6 +310,17 @@ class TestWhereItComesFrom:
         text = card(zoo.save(model, tmp_path / "m"))
         assert says in text
         assert "license:" not in text.split("\n---\n")[0]
+
+    def test_what_trained_it_is_told_in_words(
+        self, images: TensorDataset, tmp_path: Path
+    ) -> None:
+        teacher, model = (zoo.backbone("mnist_cnn", num_classes=3, seed=seed, device="cpu")
+                          for seed in (1, 2))
+        zoo.transfer(model, images, "distill", teachers=[teacher], epochs=1)
+        zoo.transfer(model, images, "finetune", epochs=1)
+        assert (f", one network, `zoo/mnist_cnn`. It was trained by `zoo/distill` on {len(images)} "
+                "images, taught by `zoo/mnist_cnn`. Then it was trained by `zoo/finetune` on "
+                f"{len(images)} images.\n") in card(zoo.save(model, tmp_path / "m"))
 
     def test_how_it_was_made_is_told_in_words_and_as_json(self, tmp_path: Path) -> None:
         text = card(zoo.save(fused(), tmp_path / "m"))

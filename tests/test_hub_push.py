@@ -278,10 +278,10 @@ class TestWhatDoesNotGoUp:
         assert published(model("mit", "CC-BY-NC-4.0", "bsd-3-clause")) == "cc-by-nc-4.0"
         assert published(model("openrail", "openrail")) == "openrail"
         for made, message in [
-            (model("mit", None), "the licence of zoo/mnist_cnn is unknown"),
+            (model("mit", None), "the licence of org/1 is unknown"),
             (model("other", "mit"), "is unknown"),
             (model("gpl-3.0", "cc-by-nc-4.0"), "these licences do not go together as far as zoo "
-             r"knows: cc-by-nc-4.0 \(zoo/mnist_cnn\), gpl-3.0 \(zoo/mnist_cnn\)"),
+             r"knows: cc-by-nc-4.0 \(org/1\), gpl-3.0 \(org/0\)"),
             (zoo.fuse([model("mit", None), model("mit", "mit")], "concat"), "is unknown"),
         ]:
             with pytest.raises(HubError, match=message + r"\. Look at .* --license") as caught:

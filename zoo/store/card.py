@@ -53,6 +53,7 @@ def model_card(
         name=model.name, classes=model.classes, members=list(model.each_member()),
         strategy=str(model.fusion) if model.fusion else None, sources=len(made["sources"]),
         base=bool(made.get("base")), summary=_summary(model),
+        trained=[_trained(each) for each in made.get("transfers") or ()],
         options={key: json.dumps(value) for key, value in
                  (model.fusion.options if model.fusion else {}).items()},
         won=(made.get("search") or {}).get("won", "fusion"),
@@ -199,6 +200,12 @@ def _summary(model: Model) -> str:
     except ZooError:  # fused weights load without what fused them
         return ""
     return " ".join(filter(None, (spec.summary, spec.paper and f"({spec.paper})"))) if spec else ""
+
+
+def _trained(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A training after the fusion, or of a network by itself."""
+    return {"method": told.get("method"), "images": told.get("images"),
+            "teachers": [each.get("name") for each in told.get("teachers") or ()]}
 
 
 def _limits(model: Model, made: Mapping[str, Any], measured: Measured) -> Iterator[str]:

@@ -61,12 +61,14 @@ def consequence(licence: str) -> str:
 
 
 def pretrained(told: object) -> Iterator[tuple[str, str]]:
-    """Name and licence of each source that has weights from elsewhere. One that was fused itself
-    has those of what it was fused from, and its own where its repository states one."""
+    """Repository, or name where there is none, and licence of each source that has weights from
+    elsewhere. One that was fused itself has those of what it was fused from, and its own where its
+    repository states one."""
     for source, fused in sources(told):
         if (source.get("repository") and source.get("license")) if fused else any(
                 source.get(key) for key in _PRETRAINED):
-            yield str(source.get("name")), str(source.get("license") or "").lower()
+            yield (str(source.get("repository") or source.get("name")),
+                   str(source.get("license") or "").lower())
 
 
 def sources(told: object) -> Iterator[tuple[Mapping[str, Any], bool]]:
