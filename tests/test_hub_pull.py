@@ -190,6 +190,11 @@ class TestPull:
         with pytest.raises(FormatError, match="is a folder with other things in it"):
             zoo.pull("org/name", tmp_path / "photos")
         assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
+        mine = saved(tmp_path / "mine")
+        (mine / "README.md").write_text("# The only copy")
+        with pytest.raises(FormatError, match="saved here and not pulled, and would be lost"):
+            zoo.pull("org/name", mine)
+        assert (mine / "README.md").read_text() == "# The only copy"
 
     def test_a_full_disk(
         self, hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

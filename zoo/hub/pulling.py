@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from zoo.atomic import atomic_folder
-from zoo.errors import DiskFull, MissingPlugin, PluginError
+from zoo.errors import DiskFull, FormatError, MissingPlugin, PluginError
 from zoo.hub.repository import repository_of
 from zoo.names import Address
 from zoo.store import read_config
 from zoo.store.contents import CONFIG, ORIGIN, is_published
-from zoo.store.fetching import hub_folder
+from zoo.store.fetching import hub_folder, origin_of
 from zoo.store.folders import is_only_a_model, want_loadable
 from zoo.store.links import read_links
 from zoo.store.rebuilding import rebuild_linked
@@ -28,11 +28,12 @@ def pull(repository: str, out: str | os.PathLike[str] | None = None) -> Path:
     """Fetch a model from the Hub, at one commit, complete and checked.
 
     repository: `org/name`, `org/name@rev` or its `hf-hub:` address. out: a folder to write, which
-    appears as a whole and remembers repository and commit; by default the model stays in the
-    Hub's cache, from which `zoo.load("hf-hub:…")` takes it too.
+    appears as a whole and remembers repository and commit, replaced if it was pulled before; by
+    default the model stays in the Hub's cache, from which `zoo.load("hf-hub:…")` takes it too.
     Gives the folder. Raises WeightsError when it cannot be had or has changed, FormatError when
-    it is no model or `out` holds other things, DiskFull. Warns where a plugin is missing, without
-    which the members in other repositories are not fetched: how large they may be is not known.
+    it is no model or `out` holds other things, also a model that was saved there, DiskFull. Warns
+    where a plugin is missing, without which the members in other repositories are not fetched: how
+    large they may be is not known.
     """
     name, revision = repository_of(repository)
     cached, origin = hub_folder(Address("hf-hub", name, revision))
@@ -43,7 +44,7 @@ def pull(repository: str, out: str | os.PathLike[str] | None = None) -> Path:
         return cached
     folder = Path(out).expanduser()
     files = [file for file in sorted(cached.iterdir()) if is_published(file.name)]
-    with atomic_folder(folder, is_only_a_model) as fresh:
+    with atomic_folder(folder, _was_pulled) as fresh:
         needed = sum(file.stat().st_size for file in files)
         free = shutil.disk_usage(fresh).free
         if free < needed:
@@ -52,6 +53,14 @@ def pull(repository: str, out: str | os.PathLike[str] | None = None) -> Path:
             shutil.copyfile(file, fresh / file.name)
         (fresh / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", "utf-8")
     return folder
+
+
+def _was_pulled(folder: Path) -> bool:
+    """Whether it can be had again. Raises FormatError for a model that may be nowhere else."""
+    if is_only_a_model(folder) and not origin_of(folder):
+        raise FormatError(folder, "is a model that was saved here and not pulled, and would be "
+                          "lost; delete it or choose another folder")
+    return is_only_a_model(folder)
 
 
 def _fetch_members(place: str, file: Path, config: dict[str, Any]) -> None:
