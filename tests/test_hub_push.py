@@ -149,6 +149,16 @@ class TestWhatGoesUp:
         assert heads[0].files["README.md"] != heads[1].files["README.md"]
         assert commits(hub, "org/fused") == 3
 
+    def test_a_repository_that_was_renamed(self, hub: Hub, folder: Path) -> None:
+        first = zoo.push(folder, "me/fused")
+        hub.store.renamed["me/old"] = "me/fused"
+        again = zoo.push(folder, "me/old")
+        assert (again.repository, again.url, again.uploaded) == ("me/fused", first.url, 0)
+        zoo.push(folder, "me/old@dev")
+        assert "hf-hub:me/fused" in ModelCard.load("me/fused").text
+        assert hub.store.repositories["me/fused"].commit_of("dev").oid == first.commit
+        assert zoo.pull("me/old").name == first.commit
+
     @pytest.mark.parametrize("part", [5 << 20, 50_000], ids=["basic", "multipart"])
     def test_the_card_says_how_to_use_it_from_there(self, hub: Hub, part: int) -> None:
         hub.store.part = part

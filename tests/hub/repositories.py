@@ -126,7 +126,7 @@ class Repository:
 
 
 class Store:
-    """Everything, behind one lock. page: entries of a listing. part: largest upload in one piece,
+    """Everything, behind one lock. renamed: old name → new one. page: entries of a listing. part: largest upload in one piece,
     in bytes. xet: the folder of a local Xet store, for clients that use it. elsewhere: another
     address that they are sent to instead."""
 
@@ -140,6 +140,7 @@ class Store:
         self.part = 5 << 20
         self.xet: Path | None = None
         self.elsewhere = ""
+        self.renamed: dict[str, str] = {}
         self._count = itertools.count()
 
     def repository(self, name: str, caller: Caller) -> Repository:

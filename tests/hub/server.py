@@ -84,6 +84,10 @@ class Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         path = path.replace("/api/spaces/", "/api/models/spaces/", 1)
         method = self.command.replace("HEAD", "GET")
+        for old, new in self.hub.store.renamed.items():
+            if re.search(rf"/{re.escape(old)}(?=[/.]|$)", path):
+                self._send("renamed", Answer(307, b"", {"Location": self.path.replace(old, new)}))
+                return
         found = next(((match, endpoint, function) for methods, pattern, endpoint, function
                       in self.routes if method in methods.split("|")
                       and (match := re.fullmatch(pattern, path))), None)

@@ -108,6 +108,9 @@ def push(
         api = api_for(name, token, writes=not dry_run)
         files = uploads(folder, name, license)
         there = standing(api, name, revision)
+        if there.name not in ("", name):  # it was renamed, and the Hub leads on from the old name
+            name = there.name
+            files = uploads(folder, name, license)
         if private and there.exists and not there.private:
             raise HubError(name, "public", "the repository is public and private=True was asked "
                            "for; make it private on its settings page, or choose another name")

@@ -23,13 +23,14 @@ _LOGGED_OUT = ("nobody is logged in; run `hf auth login`, or set HF_TOKEN to a t
 @dataclass(frozen=True)
 class Standing:
     """What stands in a repository at a revision. commit: None where there is no such revision yet;
-    exists: whether there is a repository at all; files: name → sha256 of a large file, git's hash
-    of another."""
+    exists: whether there is a repository at all; name: as the Hub calls it now; files: name → sha256
+    of a large file, git's hash of another."""
 
     exists: bool = False
     private: bool = False
     commit: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def occupied(self) -> bool:
@@ -83,13 +84,14 @@ def standing(api: HfApi, repository: str, revision: str | None) -> Standing:
         except errors.RepositoryNotFoundError:
             return Standing()
         except errors.RevisionNotFoundError:
-            return Standing(exists=True, private=bool(api.model_info(repository).private))
+            info = api.model_info(repository)
+            return Standing(exists=True, private=bool(info.private), name=info.id)
         files: dict[str, str] = {}
         for entry in api.list_repo_tree(repository, revision=info.sha):
             blob = getattr(entry, "blob_id", None)
             if blob:
                 lfs = getattr(entry, "lfs", None)
                 files[entry.path] = lfs.sha256 if lfs else blob
-        return Standing(True, bool(info.private), info.sha, files)
+        return Standing(True, bool(info.private), info.sha, files, info.id)
 
     return asked(repository, look)
