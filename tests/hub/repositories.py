@@ -126,9 +126,9 @@ class Repository:
 
 
 class Store:
-    """Everything, behind one lock. renamed: old name → new one. page: entries of a listing. part: largest upload in one piece,
+    """Everything, behind one lock. page: entries of a listing. part: largest upload in one piece,
     in bytes. xet: the folder of a local Xet store, for clients that use it. elsewhere: another
-    address that they are sent to instead."""
+    address that they are sent to instead. renamed: old name → new one."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

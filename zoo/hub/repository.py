@@ -23,8 +23,8 @@ _LOGGED_OUT = ("nobody is logged in; run `hf auth login`, or set HF_TOKEN to a t
 @dataclass(frozen=True)
 class Standing:
     """What stands in a repository at a revision. commit: None where there is no such revision yet;
-    exists: whether there is a repository at all; name: as the Hub calls it now; files: name → sha256
-    of a large file, git's hash of another."""
+    exists: whether there is a repository at all; files: name → sha256 of a large file, git's hash
+    of another; name: of the repository, as the Hub calls it now."""
 
     exists: bool = False
     private: bool = False

@@ -85,6 +85,12 @@ class Reproduction:
                 "choice": self.choice and self.choice.as_dict()}
 
 
+def precision(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """That of all its numbers; None where they have several."""
+    found = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
 def compared(
     saved: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float,
     leave: Collection[str] = (),

@@ -30,7 +30,7 @@ from zoo.reproducing.choosing_again import (
     want_choice,
     why_not_chosen,
 )
-from zoo.reproducing.comparing import Difference, Reproduction, compared
+from zoo.reproducing.comparing import Difference, Reproduction, compared, precision
 from zoo.reproducing.retraining import (
     Images,
     compare_data,
@@ -150,8 +150,8 @@ class _Rerun:
         else:
             train(model.to(self._device), transfers[done:], teachers, self._images, self._notes)
         model.cpu()
-        rounded = _precision(saved)
-        if rounded is not None and _precision(model) not in (None, rounded):
+        rounded = precision(network(saved).state_dict())
+        if rounded and precision(network(model).state_dict()) not in (None, rounded):
             model.to(dtype=rounded)
             self._notes.append(f"it was saved in {str(rounded).removeprefix('torch.')}, and is "
                                "compared after the same rounding")
@@ -300,13 +300,6 @@ class _Rerun:
         self._notes.append(f"{spec.name} was fitted on {recipe['fitted_on'].get('images')} images; "
                            "pass the same to check it: --data val.csv (data=…)")
         return {key for key in again.state_dict() if key.startswith("fuser.")}
-
-
-def _precision(model: Model) -> torch.dtype | None:
-    """That of all its numbers; None where they have several."""
-    found = {tensor.dtype for tensor in network(model).state_dict().values()
-             if tensor.is_floating_point()}
-    return found.pop() if len(found) == 1 else None
 
 
 def _blueprint(member: Mapping[str, Any]) -> Blueprint | None:
