@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from zoo.fusion.weights import sce
 from zoo.fusion.weights.dare_linear import dare_linear
 from zoo.fusion.weights.task_vectors import elected
 from zoo.tensors import load_tensors, save_tensors
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="no numba")
 
 # Whole in one pass, in several, and not worth passes; one with rows.
 SHAPES = {"large": (1200, 900), "square": (300, 320), "odd": (70_001,), "small": (40, 3)}

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -482,8 +483,9 @@ class TestErrors:
             with pytest.raises(BadName, match=message) as caught:
                 zoo.push(folder, name)
             assert caught.value.given == name
+        nothing: Any = None
         with pytest.raises(BadName, match="None' is not a name: a repository on the Hub is"):
-            zoo.push(folder, None)  # type: ignore[arg-type]
+            zoo.push(folder, nothing)
         with pytest.raises(OptionError, match="a pull request goes against main"):
             zoo.push(folder, "me/fused@dev", create_pr=True)
         with pytest.raises(OptionError, match="the revision is both 'dev' and 'x'"):

@@ -182,6 +182,7 @@ def _is_member(model: Any, path: str) -> bool:
 
 
 def _link(file: Path, path: str, told: Any) -> Link:
+    # `utils` has validate_repo_id and does not list it for type checkers.
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
